@@ -1,0 +1,159 @@
+"""Equivariant attention over CSR neighbourhoods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..graph import CSRNeighborhood
+from ..radial import RadialSplines
+from .inputs import (
+    PairTensor,
+    as_pair,
+    check_edges,
+    check_shape,
+    degree_of,
+    node_strain,
+    resolve_backend,
+)
+from .paths import as_orders, coupling
+from .recompute import Axis, chunked
+from .torch_backend import Spec, attention_chunk, chunks_of
+
+
+def equivariant_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos: Tensor | PairTensor,
+    neighborhood: CSRNeighborhood,
+    radial: RadialSplines,
+    *,
+    orders: int | Iterable[int],
+    sink: Tensor,
+    lmax: int | None = None,
+    parity: str = "so3",
+    u: Tensor | None = None,
+    edge_shift: Tensor | None = None,
+    strain: Tensor | None = None,
+    batch: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""SO(3)-equivariant attention with an envelope, a sink and a tensor product with the
+    direction of the edge. For head :math:`h`
+
+    .. math::
+        s_{ijh} &= g^1_h(r_{ij}) \Big( \frac{q_{ih} \cdot k_{jh}}{\sqrt{D}}
+        + \sum_{1 \le \ell, m} Y^\ell_m(\hat r_{ij})\, u_{i,\ell m h} \Big) + g^0_h(r_{ij})
+        + b_{ijh}
+
+        \alpha_{ijh} &= \frac{\mathrm{env}(r_{ij}) \exp(s_{ijh})}
+        {\exp(b_h) + \sum_j \mathrm{env}(r_{ij}) \exp(s_{ijh})}
+
+        y_i^{(l_1, \ell, l_3)} &= \sum_j \alpha_{ijh}\, g^2_{h\ell}(r_{ij})
+        \left[ v_{jh}^{(l_1)} \otimes Y^\ell(\hat r_{ij}) \right]^{(l_3)}
+
+    with :math:`r_{ij} = (x_i - x_j - s_{ij})(I + \epsilon)`. Radial functions also depend on the
+    element types of :math:`i` and :math:`j`. Edges with :math:`r \ge r_c` contribute exactly zero.
+    The moments :math:`\sum_j w_{ij} Y(\hat r_{ij}) v_j` are coupled once per node, so that nothing
+    with an edge dimension times a feature dimension is kept; first and second derivatives are
+    exact.
+
+    From the `"E2Former-V2" <https://arxiv.org/abs/2601.16622>`_ paper, in the direct form.
+
+    Args:
+        q (torch.Tensor): Queries of the targets.
+        k (torch.Tensor): Keys of the sources.
+        v (torch.Tensor): Values of the sources; head :math:`h` owns channels
+            :math:`hC/H, \ldots, (h+1)C/H - 1`.
+        pos (torch.Tensor or (torch.Tensor, torch.Tensor)): Positions in Å, or those of the
+            sources and of the targets. Differences are taken in this dtype, then cast.
+        neighborhood (CSRNeighborhood): The sources of each target.
+        radial (RadialSplines): :math:`(2 + |\mathrm{orders}|) H` radial functions: :math:`g^1`,
+            :math:`g^0`, then :math:`g^2` of each order, heads fastest.
+        orders (int or set): The degrees :math:`\ell` of the harmonics; ``n`` means ``{n}``.
+        sink (torch.Tensor): The logits :math:`b_h` of the sink.
+        lmax (int, optional): Highest output degree. (default: that of :obj:`v`)
+        parity (str, optional): ``"so3"`` keeps all paths, ``"o3"`` those with even
+            :math:`l_1 + \ell + l_3`. (default: :obj:`"so3"`)
+        u (torch.Tensor, optional): Directional term; its row 0 is ignored.
+        edge_shift (torch.Tensor, optional): Image offset of each edge's source in Å, in the
+            order of the edge list from which :obj:`neighborhood` was made.
+        strain (torch.Tensor, optional): Strain :math:`\epsilon` of each graph.
+        batch (torch.Tensor, optional): The graph of each target, needed for several strains.
+        edge_bias (torch.Tensor, optional): Additive logits, in the order of the edge list.
+        dropout (float, optional): Probability with which :math:`\alpha_{ijh}` is set to zero;
+            needs a :obj:`seed`. (default: :obj:`0.0`)
+        seed (torch.Tensor, optional): Scalar int64 seed of the dropout mask.
+        backend (str, optional): ``"auto"``, ``"torch"`` or ``"triton"``.
+            (default: :obj:`"auto"`)
+
+    Shapes:
+        - **q:** :math:`(N_t, H, D)`, **k:** :math:`(N_s, H, D)`
+        - **v:** :math:`(N_s, (l_\mathrm{in}+1)^2, C)`
+        - **pos:** :math:`(N, 3)`, **edge_shift:** :math:`(|\mathcal{E}|, 3)`,
+          **edge_bias:** :math:`(|\mathcal{E}|, H)`
+        - **sink:** :math:`(H)`, **u:** :math:`(N_t, (l+1)^2, H)`, **strain:** :math:`(B, 3, 3)`
+        - **output:** path rows :math:`(N_t, P, C)`, grouped by :math:`l_3`, then ordered by
+          :math:`m_3` and path (:func:`~e2former_pyg.functional.coupling`)
+    """
+    source_pos, target_pos = as_pair(pos)
+    resolve_backend(backend, v.device)
+    orders = as_orders(orders)
+    check_shape("q", q, neighborhood.num_targets, "H", "D")
+    heads = q.size(1)
+    check_shape("k", k, neighborhood.num_sources, heads, q.size(2))
+    check_shape("sink", sink, heads)
+    check_edges(v, (source_pos, target_pos), neighborhood, radial, edge_shift, edge_bias, heads)
+    if v.size(-1) % heads != 0:
+        raise ValueError(
+            f"`v` must have channels divisible by the {heads} heads of `q`, got {v.size(-1)}"
+        )
+    check_shape("radial.coefficients", radial.coefficients, "T", "T", "K", (2 + len(orders)) * heads)
+    lmax_in = degree_of("v", v.size(1))
+    lmax_u = 0
+    if u is not None:
+        check_shape("u", u, neighborhood.num_targets, "(l + 1)**2", heads)
+        lmax_u = degree_of("u", u.size(1))
+    if not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` must be in [0, 1), got {dropout}")
+    if dropout > 0 and seed is None:
+        raise ValueError("`seed` must be given with `dropout`")
+
+    spec = Spec(
+        coupling(lmax_in, lmax_in if lmax is None else lmax, orders, parity),
+        heads,
+        radial.cutoff,
+        radial.num_cells,
+        max(*orders, lmax_u),
+        torch.promote_types(v.dtype, torch.float32),
+        dropout,
+    )
+    strain = node_strain(strain, batch, neighborhood.num_targets, target_pos.dtype)
+    inputs = {
+        "q": (Axis.TARGET, q.to(spec.dtype)),
+        "u": (Axis.TARGET, None if u is None else u.to(spec.dtype)),
+        "pos_i": (Axis.TARGET, target_pos),
+        "type_i": (Axis.TARGET, radial.target_type),
+        "strain": (Axis.TARGET, strain),
+        "k": (Axis.SOURCE, k.to(spec.dtype)),
+        # Degrees fastest, so that a channel's moments are one contiguous row of the coupling.
+        "v": (Axis.SOURCE, v.to(spec.dtype).transpose(1, 2).contiguous()),
+        "pos_j": (Axis.SOURCE, source_pos),
+        "type_j": (Axis.SOURCE, radial.source_type),
+        "edge_shift": (Axis.EDGE, edge_shift),
+        "edge_bias": (Axis.EDGE, edge_bias),
+        "polynomials": (Axis.SHARED, radial.cell_polynomials().to(spec.dtype)),
+        "sink": (Axis.SHARED, sink.to(spec.dtype)),
+        "seed": (Axis.SHARED, seed if dropout > 0 else None),
+    }
+    axes, tensors = zip(*inputs.values(), strict=True)
+    out = v.new_zeros(neighborhood.num_targets, v.size(-1), spec.coupling.num_rows, dtype=spec.dtype)
+    out = chunked(partial(attention_chunk, spec), chunks_of(spec, neighborhood, v), out, axes, tensors)
+    return out.transpose(1, 2).to(v.dtype)

@@ -1,0 +1,95 @@
+"""Rectangular chunks of neighbourhoods for the PyTorch backend.
+
+Rows of similar degree are padded to one length, so that a sum over neighbours is a batched matrix
+product, and grouped until a chunk holds as much as memory allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..graph import CSRNeighborhood
+
+# Elements of the largest per-chunk intermediate: 16 MiB in float32, which stays in the cache of
+# a CPU or nearly so, and is long enough to hide the cost of a call.
+CHUNK_ELEMENTS = 2**22
+# A single chunk in the order of the nodes is taken if padding costs no more than this.
+_PADDING_LIMIT = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """``n`` target nodes with ``K`` slots each."""
+
+    rows: Tensor | None
+    """The target nodes ``[n]``; ``None`` for all of them, in order."""
+    sources: Tensor | None
+    """The distinct source nodes ``[s]``; ``None`` for all of them, in order."""
+    col: Tensor
+    """Position of each slot's source among ``sources``, ``[n, K]``; 0 on padding."""
+    edge: Tensor
+    """Position of each slot's edge in the caller's list, ``[n, K]``; 0 on padding."""
+    mask: Tensor | None
+    """True on real slots ``[n, K]``; ``None`` if all are real."""
+
+
+_PLANS: WeakKeyDictionary[CSRNeighborhood, dict[int, list[Chunk]]] = WeakKeyDictionary()
+
+
+def plan(neighborhood: CSRNeighborhood, elements_per_edge: int) -> list[Chunk]:
+    """Chunks that cover every target with at least one edge.
+
+    Args:
+        neighborhood (CSRNeighborhood): The neighbourhoods.
+        elements_per_edge (int): Elements of the largest intermediate for each slot.
+    """
+    budget = max(CHUNK_ELEMENTS // elements_per_edge, 1)
+    plans = _PLANS.setdefault(neighborhood, {})
+    if budget not in plans:
+        plans[budget] = _build(neighborhood, budget)
+    return plans[budget]
+
+
+def _build(neighborhood: CSRNeighborhood, budget: int) -> list[Chunk]:
+    num_edges, num_targets = neighborhood.num_edges, neighborhood.num_targets
+    if num_edges == 0:
+        return []
+    degree = neighborhood.degree.long()
+    width = int(degree.max())
+    if num_targets * width <= min(budget, _PADDING_LIMIT * num_edges):
+        return [_chunk(neighborhood, None, degree, width)]
+
+    order = torch.argsort(degree, stable=True)
+    widths = degree[order].tolist()
+    start = widths.count(0)  # ascending, so the isolated nodes come first
+    chunks = []
+    while start < num_targets:
+        stop = start + 1
+        while stop < num_targets and (stop + 1 - start) * widths[stop] <= budget:
+            stop += 1
+        rows = order[start:stop].sort().values
+        chunks.append(_chunk(neighborhood, rows, degree[rows], widths[stop - 1]))
+        start = stop
+    return chunks
+
+
+def _chunk(
+    neighborhood: CSRNeighborhood, rows: Tensor | None, degree: Tensor, width: int
+) -> Chunk:
+    first = neighborhood.rowptr[:-1].long()
+    if rows is not None:
+        first = first[rows]
+    offset = torch.arange(width, device=degree.device)
+    mask = offset < degree.unsqueeze(1)
+    slot = (first.unsqueeze(1) + offset).where(mask, 0)
+    col = neighborhood.col[slot].long().where(mask, 0)
+    edge = slot if neighborhood.perm is None else neighborhood.perm[slot]
+    sources = None
+    if rows is not None:
+        sources, col = torch.unique(neighborhood.col[slot].long(), return_inverse=True)
+    full = degree.numel() * width == int(degree.sum())
+    return Chunk(rows, sources, col, edge, None if full else mask)

@@ -1,0 +1,111 @@
+"""Equivariant convolution over CSR neighbourhoods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..graph import CSRNeighborhood
+from ..radial import RadialSplines
+from .inputs import PairTensor, as_pair, check_edges, degree_of, node_strain, resolve_backend
+from .paths import as_orders, coupling
+from .recompute import Axis, chunked
+from .torch_backend import Spec, chunks_of, convolution_chunk
+
+
+def equivariant_convolution(
+    v: Tensor,
+    pos: Tensor | PairTensor,
+    neighborhood: CSRNeighborhood,
+    radial: RadialSplines,
+    *,
+    orders: int | Iterable[int],
+    lmax: int | None = None,
+    parity: str = "so3",
+    edge_shift: Tensor | None = None,
+    strain: Tensor | None = None,
+    batch: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""SO(3)-equivariant convolution
+
+    .. math::
+        y_i^{(l_1, \ell, l_3)} = \sum_j \mathrm{env}(r_{ij}) \left( g_{h\ell}(r_{ij})
+        + b_{ijh\ell} \right) \left[ v_{jh}^{(l_1)} \otimes Y^\ell(\hat r_{ij}) \right]^{(l_3)}
+
+    for groups :math:`h` of channels, with :math:`r_{ij} = (x_i - x_j - s_{ij})(I + \epsilon)`.
+    Radial functions also depend on the element types of :math:`i` and :math:`j`. Edges with
+    :math:`r \ge r_c` contribute exactly zero. First and second derivatives are exact, and nothing
+    with an edge dimension times a feature dimension is kept.
+
+    From the `"E2Former" <https://arxiv.org/abs/2501.19216>`_ paper, in the direct form.
+
+    Args:
+        v (torch.Tensor): Values of the sources; group :math:`h` owns channels
+            :math:`hC/G, \ldots, (h+1)C/G - 1`.
+        pos (torch.Tensor or (torch.Tensor, torch.Tensor)): Positions in Å, or those of the
+            sources and of the targets. Differences are taken in this dtype, then cast.
+        neighborhood (CSRNeighborhood): The sources of each target.
+        radial (RadialSplines): :math:`|\mathrm{orders}|\, G` radial functions :math:`g_{h\ell}`,
+            groups fastest. Their number sets the number of groups :math:`G`.
+        orders (int or set): The degrees :math:`\ell` of the harmonics; ``n`` means ``{n}``.
+        lmax (int, optional): Highest output degree. (default: that of :obj:`v`)
+        parity (str, optional): ``"so3"`` keeps all paths, ``"o3"`` those with even
+            :math:`l_1 + \ell + l_3`. (default: :obj:`"so3"`)
+        edge_shift (torch.Tensor, optional): Image offset of each edge's source in Å, in the
+            order of the edge list from which :obj:`neighborhood` was made.
+        strain (torch.Tensor, optional): Strain :math:`\epsilon` of each graph.
+        batch (torch.Tensor, optional): The graph of each target, needed for several strains.
+        edge_bias (torch.Tensor, optional): Added to the radial functions, in the order of the
+            edge list.
+        backend (str, optional): ``"auto"``, ``"torch"`` or ``"triton"``.
+            (default: :obj:`"auto"`)
+
+    Shapes:
+        - **v:** :math:`(N_s, (l_\mathrm{in}+1)^2, C)`
+        - **pos:** :math:`(N, 3)`, **edge_shift:** :math:`(|\mathcal{E}|, 3)`,
+          **edge_bias:** :math:`(|\mathcal{E}|, |\mathrm{orders}|\, G)`
+        - **strain:** :math:`(B, 3, 3)`
+        - **output:** path rows :math:`(N_t, P, C)`, grouped by :math:`l_3`, then ordered by
+          :math:`m_3` and path (:func:`~e2former_pyg.functional.coupling`)
+    """
+    source_pos, target_pos = as_pair(pos)
+    resolve_backend(backend, v.device)
+    orders = as_orders(orders)
+    functions = radial.num_functions
+    check_edges(v, (source_pos, target_pos), neighborhood, radial, edge_shift, edge_bias, functions)
+    groups, rest = divmod(functions, len(orders))
+    if groups == 0 or rest or v.size(-1) % groups != 0:
+        raise ValueError(
+            f"`radial` must have G functions for each of the {len(orders)} orders, with G a divisor "
+            f"of the {v.size(-1)} channels of `v`; got {functions} functions"
+        )
+    lmax_in = degree_of("v", v.size(1))
+    spec = Spec(
+        coupling(lmax_in, lmax_in if lmax is None else lmax, orders, parity),
+        groups,
+        radial.cutoff,
+        radial.num_cells,
+        max(orders),
+        torch.promote_types(v.dtype, torch.float32),
+    )
+    strain = node_strain(strain, batch, neighborhood.num_targets, target_pos.dtype)
+    inputs = {
+        "pos_i": (Axis.TARGET, target_pos),
+        "type_i": (Axis.TARGET, radial.target_type),
+        "strain": (Axis.TARGET, strain),
+        "v": (Axis.SOURCE, v.to(spec.dtype).transpose(1, 2).contiguous()),
+        "pos_j": (Axis.SOURCE, source_pos),
+        "type_j": (Axis.SOURCE, radial.source_type),
+        "edge_shift": (Axis.EDGE, edge_shift),
+        "edge_bias": (Axis.EDGE, edge_bias),
+        "polynomials": (Axis.SHARED, radial.cell_polynomials().to(spec.dtype)),
+    }
+    axes, tensors = zip(*inputs.values(), strict=True)
+    out = v.new_zeros(neighborhood.num_targets, v.size(-1), spec.coupling.num_rows, dtype=spec.dtype)
+    out = chunked(partial(convolution_chunk, spec), chunks_of(spec, neighborhood, v), out, axes, tensors)
+    return out.transpose(1, 2).to(v.dtype)

@@ -1,0 +1,39 @@
+"""The operations edge by edge, on an edge list in the caller's order.
+
+They keep edge-sized features. Explainers and message hooks need them; everything else takes the
+node-centric form.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .geometry import EdgeGeometry
+from .torch_backend import Spec, moment_weights
+
+
+def segment_sink_softmax(
+    logits: Tensor, geometry: EdgeGeometry, sink: Tensor, index: Tensor, num_targets: int
+) -> Tensor:
+    """As ``sink_softmax``, over the edges ``[E, H]`` of each target."""
+    inside = geometry.inside.unsqueeze(-1)
+    weight = geometry.envelope.unsqueeze(-1)
+    target = index.unsqueeze(-1).expand_as(logits)
+    with torch.no_grad():
+        scores = torch.where(inside, logits + weight.log(), -math.inf)
+        shift = sink.expand(num_targets, -1).scatter_reduce(0, target, scores, "amax")
+    terms = weight * torch.where(inside, logits - shift[index], 0.0).exp()
+    total = (sink - shift).exp().index_add(0, index, terms)
+    return terms / total[index]
+
+
+def edge_rows(spec: Spec, weights: Tensor, v_j: Tensor, harmonics: Tensor) -> Tensor:
+    """Path rows ``[E, P, C]`` of single edges, from values ``[E, inputs, C]``."""
+    num_edges, inputs, channels = v_j.shape
+    weights = moment_weights(spec, weights, harmonics)  # [E, H, moments]
+    values = v_j.transpose(1, 2).reshape(num_edges, spec.heads, -1, 1)
+    moments = (values * weights.unsqueeze(2)).view(num_edges, channels, inputs, -1)
+    return spec.coupling.couple(moments).transpose(1, 2)

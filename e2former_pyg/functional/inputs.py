@@ -1,0 +1,96 @@
+"""Validation and normalisation of what the operations share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..graph import CSRNeighborhood
+from ..radial import RadialSplines
+
+PairTensor = tuple[Tensor, Tensor]
+
+
+def as_pair(pos: Tensor | PairTensor) -> PairTensor:
+    """Splits ``pos`` into that of the sources and that of the targets."""
+    return (pos, pos) if isinstance(pos, Tensor) else (pos[0], pos[1])
+
+
+def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
+    """Raises unless ``tensor`` has ``shape``; strings name free sizes."""
+    found = list(tensor.shape)
+    matches = len(found) == len(shape) and all(
+        isinstance(want, str) or size == want for size, want in zip(found, shape, strict=True)
+    )
+    if not matches:
+        expected = ", ".join(str(size) for size in shape)
+        raise ValueError(f"`{name}` must have shape [{expected}], got {found}")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"`{name}` must have a floating point dtype, got {tensor.dtype}")
+
+
+def degree_of(name: str, rows: int) -> int:
+    """The ``lmax`` of ``(lmax + 1)**2`` rows."""
+    lmax = round(rows**0.5) - 1
+    if rows < 1 or (lmax + 1) ** 2 != rows:
+        raise ValueError(f"`{name}` must have (lmax + 1)**2 rows in dimension 1, got {rows}")
+    return lmax
+
+
+def check_edges(
+    v: Tensor,
+    pos: PairTensor,
+    neighborhood: CSRNeighborhood,
+    radial: RadialSplines,
+    edge_shift: Tensor | None,
+    edge_bias: Tensor | None,
+    bias_size: int,
+) -> None:
+    """Checks what both operations read of nodes and edges."""
+    num_sources, num_targets = neighborhood.num_sources, neighborhood.num_targets
+    check_shape("v", v, num_sources, "(lmax + 1)**2", "C")
+    check_floating("v", v)
+    for tensor, size, side in zip(pos, (num_sources, num_targets), ("source", "target")):
+        check_shape(f"pos ({side}s)" if pos[0] is not pos[1] else "pos", tensor, size, 3)
+        check_floating("pos", tensor)
+    check_shape("radial.source_type", radial.source_type, num_sources)
+    check_shape("radial.target_type", radial.target_type, num_targets)
+    if edge_shift is not None:
+        check_shape("edge_shift", edge_shift, neighborhood.num_edges, 3)
+    if edge_bias is not None:
+        check_shape("edge_bias", edge_bias, neighborhood.num_edges, bias_size)
+
+
+def node_strain(
+    strain: Tensor | None, batch: Tensor | None, num_targets: int, dtype: torch.dtype
+) -> Tensor | None:
+    """The strain of each target's graph, ``[N_t, 3, 3]``."""
+    if strain is None:
+        return None
+    if strain.dim() == 2:
+        strain = strain.unsqueeze(0)
+    check_shape("strain", strain, "B", 3, 3)
+    strain = strain.to(dtype)
+    if batch is None:
+        if strain.size(0) != 1:
+            raise ValueError(
+                f"`batch` must be given with the `strain` of several graphs, got {strain.size(0)}"
+            )
+        return strain.expand(num_targets, 3, 3)
+    check_shape("batch", batch, num_targets)
+    return strain.index_select(0, batch)
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """The backend that serves a call: ``"torch"`` for now."""
+    if backend not in ("auto", "torch", "triton"):
+        raise ValueError(f"`backend` must be 'auto', 'torch' or 'triton', got {backend!r}")
+    if backend == "triton":
+        raise RuntimeError(
+            "backend='triton' is not available: this version has the PyTorch backend only; "
+            "use backend='auto' or 'torch'"
+        )
+    return "torch"

@@ -1,0 +1,14 @@
+r"""Models: backbone, potentials and properties."""
+
+from .e2former import E2Former
+from .potential import E2FormerPotential, PotentialOutput
+from .property import E2FormerProperty
+from .references import ElementReferences
+
+__all__ = [
+    "E2Former",
+    "E2FormerPotential",
+    "E2FormerProperty",
+    "ElementReferences",
+    "PotentialOutput",
+]

@@ -1,0 +1,220 @@
+"""The E2Former-V2 backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.paths import as_orders
+from ..functional.sharing import share_geometry
+from ..nn import E2FormerBlock, E2FormerConv, RMSNorm
+from ..nn.linear import add_to_scalars
+from .embedding import AtomEmbedding
+from .graphs import GraphInput, check_atoms, sorted_edges
+
+
+class E2Former(nn.Module):
+    r"""The backbone of the `"E2Former-V2" <https://arxiv.org/abs/2601.16622>`_ paper: embeddings
+    of elements and of the surroundings of each atom, transformer blocks with equivariant
+    attention, and a final norm.
+
+    .. math::
+        x_i^{(0)} &= t_{z_i} \oplus \mathrm{Conv}(t)_i
+
+        x_i^{(n+1)} &= \mathrm{Block}_n(x^{(n)})_i
+
+    The element's own embedding :math:`t_{z_i}` keeps a lone atom from being a zero vector. The
+    initial features of all degrees come from the same on-the-fly operation as the rest, so
+    that no edge features are stored.
+
+    Args:
+        hidden_channels (int, optional): Channels :math:`C` of each row. (default: :obj:`128`)
+        num_layers (int, optional): Number of blocks. (default: :obj:`4`)
+        lmax (int, optional): Highest degree. (default: :obj:`2`)
+        heads (int, optional): Number of heads. (default: :obj:`8`)
+        order (int or set, optional): The degrees of the harmonics in the attention.
+            (default: :obj:`(0, 1)`)
+        cutoff (float, optional): Cutoff in Å. (default: :obj:`5.0`)
+        num_radial (int, optional): Number of B-splines of each radial function.
+            (default: :obj:`32`)
+        qk_channels (int, optional): Size of queries and keys of each head.
+            (default: :obj:`16`)
+        ffn_channels (int, optional): Size of the hidden rows of the feed-forward networks.
+            (default: :obj:`hidden_channels`)
+        avg_num_neighbors (float, optional): Typical number of neighbours, which scales the
+            embedding of the surroundings. (default: :obj:`16.0`)
+        directional (bool, optional): If set to :obj:`True`, attention sees the direction of
+            edges. (default: :obj:`False`)
+        dropout (float, optional): Dropout probability of the attention weights.
+            (default: :obj:`0.0`)
+        charge (bool, optional): If set to :obj:`True`, the model reads the total charge of each
+            graph. (default: :obj:`False`)
+        spin (bool, optional): If set to :obj:`True`, the model reads the spin multiplicity of
+            each graph. (default: :obj:`False`)
+        parity (str, optional): :obj:`"so3"`, or :obj:`"o3"` for features of natural parity.
+            (default: :obj:`"so3"`)
+        elements (list[int], optional): The atomic numbers that can occur, to fix shapes for
+            compilation. (default: :obj:`None`)
+        algorithm (str, optional): As in :class:`~e2former_pyg.nn.E2FormerAttention`.
+            (default: :obj:`"direct"`)
+        backend (str, optional): As in :class:`~e2former_pyg.nn.E2FormerAttention`.
+            (default: :obj:`"auto"`)
+
+    Shapes:
+        - **input:** atomic numbers :math:`(N)`, positions in Å :math:`(N, 3)`, graph of each
+          atom :math:`(N)` *(optional)*
+        - **output:** :math:`(N, (l_{\max}+1)^2, C)`
+    """
+
+    def __init__(
+        self,
+        hidden_channels: int = 128,
+        num_layers: int = 4,
+        lmax: int = 2,
+        *,
+        heads: int = 8,
+        order: int | Iterable[int] = (0, 1),
+        cutoff: float = 5.0,
+        num_radial: int = 32,
+        qk_channels: int = 16,
+        ffn_channels: int | None = None,
+        avg_num_neighbors: float = 16.0,
+        directional: bool = False,
+        dropout: float = 0.0,
+        charge: bool = False,
+        spin: bool = False,
+        parity: str = "so3",
+        elements: Sequence[int] | None = None,
+        algorithm: str = "direct",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if num_layers < 0:
+            raise ValueError(f"`num_layers` must not be negative, got {num_layers}")
+        self.config = {
+            "hidden_channels": hidden_channels,
+            "num_layers": num_layers,
+            "lmax": lmax,
+            "heads": heads,
+            "order": order if isinstance(order, int) else sorted(order),
+            "cutoff": cutoff,
+            "num_radial": num_radial,
+            "qk_channels": qk_channels,
+            "ffn_channels": ffn_channels,
+            "avg_num_neighbors": avg_num_neighbors,
+            "directional": directional,
+            "dropout": dropout,
+            "charge": charge,
+            "spin": spin,
+            "parity": parity,
+            "elements": None if elements is None else sorted(elements),
+            "algorithm": algorithm,
+            "backend": backend,
+        }
+        self.hidden_channels = hidden_channels
+        self.num_layers = num_layers
+        self.lmax = lmax
+        self.cutoff = float(cutoff)
+        self.lmax_harmonics = max(lmax, *as_orders(order))
+        shared = {
+            "heads": heads,
+            "cutoff": cutoff,
+            "num_radial": num_radial,
+            "parity": parity,
+            "elements": elements,
+            "algorithm": algorithm,
+            "backend": backend,
+        }
+        self.embedding = AtomEmbedding(hidden_channels, charge=charge, spin=spin)
+        self.surroundings = E2FormerConv(
+            hidden_channels,
+            hidden_channels,
+            lmax,
+            lmax_in=0,
+            order=range(lmax + 1),
+            avg_num_neighbors=avg_num_neighbors,
+            root_weight=False,
+            **{("groups" if key == "heads" else key): value for key, value in shared.items()},
+        )
+        self.blocks = nn.ModuleList(
+            E2FormerBlock(
+                hidden_channels,
+                lmax,
+                hidden_channels=ffn_channels,
+                order=order,
+                qk_channels=qk_channels,
+                directional=directional,
+                dropout=dropout,
+                **shared,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = RMSNorm(hidden_channels, lmax)
+
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters of the module."""
+        self.embedding.reset_parameters()
+        self.surroundings.reset_parameters()
+        for block in self.blocks:
+            block.reset_parameters()
+        self.norm.reset_parameters()
+
+    def forward(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        batch: Tensor | None = None,
+        *,
+        edge_index: Tensor | None = None,
+        edge_shift: Tensor | None = None,
+        cell: Tensor | None = None,
+        pbc: Tensor | None = None,
+        charge: Tensor | None = None,
+        spin: Tensor | None = None,
+        batch_size: int | None = None,
+        strain: Tensor | None = None,
+    ) -> Tensor:
+        r"""Runs the forward pass of the module.
+
+        Args:
+            z (torch.Tensor): The atomic numbers.
+            pos (torch.Tensor): The positions in Å.
+            batch (torch.Tensor, optional): The graph of each atom. (default: :obj:`None`, one
+                graph)
+            edge_index (torch.Tensor, optional): All pairs within the cutoff, and longer ones at
+                will. (default: :obj:`None`, built by :meth:`~e2former_pyg.graph.radius_graph`)
+            edge_shift (torch.Tensor, optional): The image offset of each edge's source in Å.
+                (default: :obj:`None`)
+            cell (torch.Tensor, optional): The cell of each graph in Å, vectors in rows.
+                (default: :obj:`None`)
+            pbc (torch.Tensor, optional): The periodic directions of each graph.
+                (default: :obj:`None`, all of them with a cell)
+            charge (torch.Tensor, optional): The total charge of each graph in e.
+                (default: :obj:`None`, neutral)
+            spin (torch.Tensor, optional): The spin multiplicity of each graph.
+                (default: :obj:`None`, a singlet)
+            batch_size (int, optional): The number of graphs. (default: :obj:`None`)
+            strain (torch.Tensor, optional): The strain of each graph, :math:`(B, 3, 3)`.
+                (default: :obj:`None`)
+        """
+        check_atoms(z, pos, batch)
+        inputs = GraphInput(
+            z, pos, batch, edge_index, edge_shift, cell, pbc, charge, spin, batch_size
+        )
+        graph, num_graphs = inputs.graph_of_atom()
+        edges, shift = sorted_edges(inputs, self.cutoff, num_graphs)
+        scalars = self.embedding(z, graph, num_graphs, charge, spin)
+        with share_geometry(self.lmax_harmonics):
+            x = self.surroundings(scalars, pos, edges, z, shift, strain=strain, batch=graph)
+            x = add_to_scalars(x, scalars)
+            for block in self.blocks:
+                x = block(x, pos, edges, z, shift, strain=strain, batch=graph)
+        return self.norm(x)
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.__class__.__name__}({self.hidden_channels}, num_layers={self.num_layers}, "
+            f"lmax={self.lmax}, cutoff={self.cutoff})"
+        )

@@ -1,0 +1,145 @@
+"""From a PyG ``Data``/``Batch`` or plain tensors to what the models read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch_geometric import EdgeIndex
+from torch_geometric.data import Data
+
+from ..functional.inputs import check_floating, check_shape
+from ..graph import CSRNeighborhood, radius_graph
+from ..radial import check_atomic_numbers
+
+
+class GraphInput(NamedTuple):
+    """A batch of atomistic graphs."""
+
+    z: Tensor
+    pos: Tensor
+    batch: Tensor | None
+    edge_index: Tensor | None = None
+    edge_shift: Tensor | None = None
+    cell: Tensor | None = None
+    pbc: Tensor | None = None
+    charge: Tensor | None = None
+    spin: Tensor | None = None
+    batch_size: int | None = None
+
+    def graph_of_atom(self) -> tuple[Tensor, int]:
+        """The graph of each atom and the number of graphs."""
+        if self.batch is None:
+            return self.z.new_zeros(self.z.size(0), dtype=torch.long), self.batch_size or 1
+        if self.batch_size is not None:
+            return self.batch, self.batch_size
+        return self.batch, int(self.batch.max()) + 1 if self.batch.numel() > 0 else 0
+
+    def call(
+        self, backbone: nn.Module, graph: Tensor, num_graphs: int, **kwargs: Tensor | None
+    ) -> Tensor:
+        """The features that a backbone makes of this input."""
+        given = {name: value for name, value in self._asdict().items() if name not in _POSITIONAL}
+        return backbone(self.z, self.pos, graph, batch_size=num_graphs, **given, **kwargs)
+
+
+_POSITIONAL = ("z", "pos", "batch", "batch_size")
+
+
+def from_data(data: Data, cutoff: float) -> GraphInput:
+    r"""Reads ``z``, ``pos``, ``batch``, ``cell``, ``pbc``, ``charge`` and ``spin``.
+
+    Edges are used only if :class:`~e2former_pyg.transforms.RadiusGraph` made them with a cutoff
+    that suffices, since other datasets keep bonds there.
+    """
+    for name in ("z", "pos"):
+        if data.get(name) is None:
+            raise ValueError(f"`data` must hold `{name}`, found {sorted(data.keys())}")
+    edge_index = data.get("edge_index")
+    if edge_index is not None:
+        made_with = data.get("edge_cutoff")
+        if made_with is None:
+            raise ValueError(
+                "`data.edge_index` was not made by e2former_pyg.transforms.RadiusGraph (there is "
+                "no `edge_cutoff`) and may hold bonds; apply RadiusGraph(cutoff) or delete it"
+            )
+        shortest = float(torch.as_tensor(made_with).min())
+        if shortest < cutoff:
+            raise ValueError(
+                f"`data.edge_cutoff` must be at least the model's cutoff {cutoff} Å, got {shortest}"
+            )
+    return GraphInput(
+        data.z,
+        data.pos,
+        data.get("batch"),
+        edge_index,
+        data.get("edge_shift") if edge_index is not None else None,
+        data.get("cell"),
+        data.get("pbc"),
+        data.get("charge"),
+        data.get("spin"),
+        getattr(data, "num_graphs", None) if data.get("batch") is not None else 1,
+    )
+
+
+def check_atoms(z: Tensor, pos: Tensor, batch: Tensor | None) -> None:
+    """Checks shapes and dtypes, and on the CPU values."""
+    check_atomic_numbers(z, "z")
+    check_shape("pos", pos, z.size(0), 3)
+    check_floating("pos", pos)
+    if batch is not None:
+        check_shape("batch", batch, z.size(0))
+        if batch.dtype != torch.long:
+            raise TypeError(f"`batch` must be an int64 tensor, got {batch.dtype}")
+
+
+def check_distances(pos: Tensor, edge_index: Tensor, edge_shift: Tensor | None) -> None:
+    """Raises on positions that are not finite and on coincident atoms. CPU only."""
+    if pos.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    pos = pos.detach()
+    if not bool(pos.isfinite().all()):
+        row = int((~pos.isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(f"`pos` must be finite, got {pos[row].tolist()} for atom {row}")
+    source, target = edge_index.unbind(0)
+    vectors = pos.index_select(0, target) - pos.index_select(0, source)
+    if edge_shift is not None:
+        vectors = vectors - edge_shift.detach()
+    zero = (vectors == 0).all(dim=1)
+    if bool(zero.any()):
+        edge = int(zero.nonzero()[0])
+        raise ValueError(
+            f"`pos` must not hold coincident atoms, got atoms {int(source[edge])} and "
+            f"{int(target[edge])} at {pos[source[edge]].tolist()}"
+        )
+
+
+def sorted_edges(
+    inputs: GraphInput, cutoff: float, batch_size: int
+) -> tuple[EdgeIndex, Tensor | None]:
+    """The edges as an ``EdgeIndex`` sorted by target, which all layers share, and their shifts."""
+    z, pos, edge_index, edge_shift = inputs.z, inputs.pos, inputs.edge_index, inputs.edge_shift
+    size = (z.size(0), z.size(0))
+    if edge_index is None:
+        edge_index, edge_shift = radius_graph(
+            pos.detach(), cutoff, inputs.batch, inputs.cell, inputs.pbc, batch_size=batch_size
+        )
+        if inputs.cell is None:
+            edge_shift = None
+    else:
+        perm = CSRNeighborhood.from_edge_index(edge_index, size).perm
+        edge_index = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
+        if edge_shift is not None:
+            check_shape("edge_shift", edge_shift, edge_index.size(1), 3)
+        check_distances(pos, edge_index, edge_shift)
+        if perm is not None:
+            edge_index = edge_index[:, perm]
+            edge_shift = None if edge_shift is None else edge_shift[perm]
+    return EdgeIndex(edge_index.contiguous(), sparse_size=size, sort_order="col"), edge_shift
+
+
+def sum_over_graphs(values: Tensor, batch: Tensor, batch_size: int) -> Tensor:
+    """Sums over the atoms of each graph in float64."""
+    out = values.new_zeros(batch_size, *values.shape[1:], dtype=torch.float64)
+    return out.index_add(0, batch, values.double())

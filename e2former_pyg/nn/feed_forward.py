@@ -1,0 +1,61 @@
+"""Gated feed-forward network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..so3 import degree_index
+from .linear import DegreeLinear
+
+
+class GatedFeedForward(nn.Module):
+    r"""A feed-forward network with gates made from scalars,
+
+    .. math::
+        h = W_1 x, \qquad
+        h'_{\ell m} = \begin{cases} \mathrm{SiLU}(h_0) & \ell = 0 \\
+        \sigma(W^g_\ell x_0)\, h_{\ell m} & \ell > 0 \end{cases}, \qquad
+        x' = W_2 h'.
+
+    Args:
+        channels (int): Size of each row.
+        lmax (int): Highest degree.
+        hidden_channels (int, optional): Size of each hidden row. (default: :obj:`channels`)
+
+    Shapes:
+        - **input:** :math:`(N, (l_{\max}+1)^2, C)`
+        - **output:** :math:`(N, (l_{\max}+1)^2, C)`
+    """
+
+    def __init__(self, channels: int, lmax: int, hidden_channels: int | None = None) -> None:
+        super().__init__()
+        hidden_channels = channels if hidden_channels is None else hidden_channels
+        self.channels = channels
+        self.lmax = lmax
+        self.hidden_channels = hidden_channels
+        self.expand = DegreeLinear(channels, hidden_channels, lmax)
+        self.gate = nn.Linear(channels, lmax * hidden_channels) if lmax > 0 else None
+        self.contract = DegreeLinear(hidden_channels, channels, lmax)
+
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters of the module."""
+        self.expand.reset_parameters()
+        if self.gate is not None:
+            self.gate.reset_parameters()
+        self.contract.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.expand(x)
+        if self.gate is None:
+            return self.contract(nn.functional.silu(hidden))
+        # SiLU(h) = sigmoid(h) h, so that scalars are gated by themselves.
+        gates = self.gate(x[:, 0]).view(-1, self.lmax, self.hidden_channels)
+        gates = torch.cat([hidden[:, :1], gates], dim=1).sigmoid()
+        return self.contract(hidden * gates.index_select(1, degree_index(self.lmax, x.device)))
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.__class__.__name__}({self.channels}, lmax={self.lmax}, "
+            f"hidden_channels={self.hidden_channels})"
+        )

@@ -1,0 +1,84 @@
+"""Invariants of equivariant features."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from ..so3 import degree_index
+from ..so3.degrees import build_constant
+from .linear import DegreeLinear
+
+
+@torch.compiler.assume_constant_result
+@lru_cache(maxsize=None)
+def _degree_sums(lmax: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    r"""The matrix ``[lmax + 1, rows]`` that sums rows of a degree over :math:`\sqrt{2\ell+1}`."""
+
+    def build() -> Tensor:
+        degree = degree_index(lmax, "cpu")
+        sums = (degree == torch.arange(lmax + 1).unsqueeze(1)) * (2 * degree + 1).double().rsqrt()
+        return sums.to(device, dtype)
+
+    return build_constant(build)
+
+
+class BilinearInvariants(nn.Module):
+    r"""Rotation-invariant scalars made from all degrees of the features: inner products of two
+    linear maps per degree, then a small network,
+
+    .. math::
+        p_{i\ell} = \frac{1}{\sqrt{2\ell+1}} \sum_m (A_\ell x_{i,\ell m}) \odot
+        (B_\ell x_{i,\ell m}), \qquad
+        x'_i = W_2\, \mathrm{SiLU}(W_1 [p_{i0}, \ldots, p_{i l_{\max}}]).
+
+    They make the queries and keys of :class:`E2FormerAttention`.
+
+    Args:
+        in_channels (int): Size of each input row.
+        out_channels (int): Number of invariants.
+        lmax (int): Highest degree.
+        hidden_channels (int, optional): Number of inner products for each degree.
+            (default: half of :obj:`in_channels`)
+
+    Shapes:
+        - **input:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{in})`
+        - **output:** :math:`(N, C_\mathrm{out})`
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, lmax: int, hidden_channels: int | None = None
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.lmax = lmax
+        self.hidden_channels = hidden_channels or max(in_channels // 2, 1)
+        self.lin = DegreeLinear(in_channels, 2 * self.hidden_channels, lmax)
+        self.mlp = nn.Sequential(
+            nn.Linear((lmax + 1) * self.hidden_channels, in_channels),
+            nn.SiLU(),
+            nn.Linear(in_channels, out_channels),
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters of the module."""
+        self.lin.reset_parameters()
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.lin(x).chunk(2, dim=-1)
+        products = (left * right).transpose(0, 1)
+        sums = _degree_sums(self.lmax, x.dtype, x.device) @ products.flatten(1)
+        sums = sums.view(self.lmax + 1, x.size(0), -1).transpose(0, 1)
+        return self.mlp(sums.flatten(1))
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.__class__.__name__}({self.in_channels}, {self.out_channels}, lmax={self.lmax})"
+        )

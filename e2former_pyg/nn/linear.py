@@ -1,0 +1,120 @@
+"""Equivariant linear maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import Coupling
+from ..so3 import degree_index
+
+
+def add_to_scalars(x: Tensor, bias: Tensor) -> Tensor:
+    """Adds ``bias``, ``[C]`` or ``[N, C]``, to degree 0 of ``x [N, M, C]``."""
+    return x + nn.functional.pad(bias.unsqueeze(-2), (0, 0, 0, x.size(1) - 1))
+
+
+def check_features(x: Tensor, lmax: int, channels: int) -> None:
+    """Raises unless ``x`` has shape ``[N, (lmax + 1)**2, channels]``."""
+    if x.dim() != 3 or x.size(1) != (lmax + 1) ** 2 or x.size(2) != channels:
+        raise ValueError(
+            f"`x` must have shape [N, {(lmax + 1) ** 2}, {channels}], got {list(x.shape)}"
+        )
+
+
+class DegreeLinear(nn.Module):
+    r"""A linear map of the channels of each degree,
+
+    .. math::
+        x'_{i, \ell m} = x_{i, \ell m} W_\ell + \delta_{\ell 0}\, b,
+
+    the most general equivariant linear map of features with equal channels.
+
+    Args:
+        in_channels (int): Size of each input row.
+        out_channels (int): Size of each output row.
+        lmax (int): Highest degree.
+        bias (bool, optional): If set to :obj:`False`, degree 0 has no bias.
+            (default: :obj:`True`)
+
+    Shapes:
+        - **input:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{in})`
+        - **output:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})`
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, lmax: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.lmax = lmax
+        self.weight = nn.Parameter(torch.empty(lmax + 1, in_channels, out_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters of the module."""
+        nn.init.normal_(self.weight, std=self.in_channels**-0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_features(x, self.lmax, self.in_channels)
+        # One batched product over rows; repeating a weight costs less than a call per degree.
+        weight = self.weight.index_select(0, degree_index(self.lmax, x.device))
+        if self.bias is None:
+            return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
+        bias = nn.functional.pad(self.bias.view(1, 1, -1), (0, 0, 0, 0, 0, x.size(1) - 1))
+        return torch.baddbmm(bias, x.transpose(0, 1), weight).transpose(0, 1)
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.__class__.__name__}({self.in_channels}, {self.out_channels}, lmax={self.lmax})"
+        )
+
+
+class PathLinear(nn.Module):
+    r"""Mixes path rows into features, :math:`o^{(l_3)} = \sum_\mathrm{paths} W_\mathrm{path}\,
+    y[\mathrm{path}] / \sqrt{\#\,\mathrm{paths\ into\ } l_3}`.
+
+    Degrees without a path are zero.
+
+    Args:
+        in_channels (int): Channels of the path rows.
+        out_channels (int): Channels of the output.
+        coupling (Coupling): The paths.
+
+    Shapes:
+        - **input:** path rows :math:`(N, P, C_\mathrm{in})`
+        - **output:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})`
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, coupling: Coupling) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.coupling = coupling
+        self.weight = nn.ParameterList(
+            torch.empty(paths * in_channels, out_channels) for paths in coupling.paths_per_degree
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters of the module."""
+        for weight in self.weight:
+            nn.init.normal_(weight, std=max(weight.size(0), 1) ** -0.5)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        # Rows first, as in DegreeLinear: then no operation of a model meets mixed strides.
+        counts = self.coupling.paths_per_degree
+        sizes = [(2 * degree + 1) * paths for degree, paths in enumerate(counts)]
+        parts = []
+        for degree, part in enumerate(rows.split(sizes, dim=1)):
+            part = part.unflatten(1, (2 * degree + 1, counts[degree])).transpose(0, 1)
+            parts.append(part.flatten(2) @ self.weight[degree])  # [2 l + 1, N, paths * C]
+        return torch.cat(parts, dim=0).transpose(0, 1)
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.__class__.__name__}({self.in_channels}, {self.out_channels}, "
+            f"paths={len(self.coupling.paths)})"
+        )

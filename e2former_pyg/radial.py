@@ -1,0 +1,225 @@
+r"""The cutoff envelope and the radial functions :math:`g(r; z_i, z_j)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MAX_ATOMIC_NUMBER", "RadialNetwork", "RadialSplines", "envelope"]
+
+MAX_ATOMIC_NUMBER = 118
+
+# Rows: powers of t in [0, 1); columns: the four cubic B-splines that overlap a cell.
+_BASIS = (
+    (1 / 6, 4 / 6, 1 / 6, 0.0),
+    (-3 / 6, 0.0, 3 / 6, 0.0),
+    (3 / 6, -6 / 6, 3 / 6, 0.0),
+    (-1 / 6, 3 / 6, -3 / 6, 1 / 6),
+)
+
+
+def envelope(length: Tensor, cutoff: float) -> Tensor:
+    r"""The smooth cutoff :math:`(1-x)^3 (1+3x+6x^2)` with :math:`x = r/r_c`, zero for
+    :math:`x \ge 1`.
+
+    It has two continuous derivatives. The factorised form keeps full relative precision up to
+    the cutoff, where the expanded polynomial :math:`1-10x^3+15x^4-6x^5` cancels.
+
+    Args:
+        length (torch.Tensor): Distances :math:`r` in Å.
+        cutoff (float): The cutoff :math:`r_c` in Å.
+    """
+    x = (length / cutoff).clamp(max=1.0)
+    rest = 1 - x
+    return rest * rest * rest * (1 + x * (3 + 6 * x))
+
+
+class RadialSplines(NamedTuple):
+    r"""Radial functions of every pair of element types as uniform cubic B-splines on
+    :math:`[0, r_c]`: twice continuously differentiable, with exact derivatives.
+
+    With :math:`K` coefficients the knots are :math:`r_c / (K - 3)` apart.
+    """
+
+    coefficients: Tensor
+    """Shape ``[target types, source types, K, F]``."""
+    target_type: Tensor
+    """Type of each target node, int64 ``[N_target]``."""
+    source_type: Tensor
+    """Type of each source node, int64 ``[N_source]``."""
+    cutoff: float
+    """The cutoff :math:`r_c` in Å."""
+
+    @property
+    def num_functions(self) -> int:
+        return self.coefficients.size(-1)
+
+    @property
+    def num_cells(self) -> int:
+        return self.coefficients.size(2) - 3
+
+    def cell_polynomials(self) -> Tensor:
+        """The same functions as one cubic polynomial per cell, ``[T_t, T_s, K - 3, 4, F]``."""
+        basis = self.coefficients.new_tensor(_BASIS)
+        windows = self.coefficients.unfold(2, 4, 1)  # [T_t, T_s, K - 3, F, 4]
+        return (windows @ basis.t()).transpose(-1, -2)
+
+
+def spline_cells(length: Tensor, num_cells: int, cutoff: float) -> tuple[Tensor, Tensor]:
+    r"""The cell of each distance and the powers :math:`1, t, t^2, t^3` of the place in it.
+
+    Args:
+        length (torch.Tensor): Distances in Å.
+        num_cells (int): Number of cells in :math:`[0, r_c]`.
+        cutoff (float): The cutoff :math:`r_c` in Å, to which distances are clamped.
+
+    Shapes:
+        - **length:** :math:`(*)`
+        - **output:** cells :math:`(*)`, int64, and powers :math:`(*, 4)`
+    """
+    position = length.clamp(max=cutoff) * (num_cells / cutoff)
+    cell = position.detach().long().clamp(max=num_cells - 1)
+    t = position - cell
+    square = t * t
+    return cell, torch.stack([torch.ones_like(t), t, square, square * t], dim=-1)
+
+
+def evaluate_splines(
+    polynomials: Tensor, cell: Tensor, powers: Tensor, target_type: Tensor, source_type: Tensor
+) -> Tensor:
+    r"""Evaluates radial functions on edges.
+
+    Args:
+        polynomials (torch.Tensor): :meth:`RadialSplines.cell_polynomials`.
+        cell (torch.Tensor): The cell of each edge, from :meth:`spline_cells`.
+        powers (torch.Tensor): The powers of the place in it.
+        target_type (torch.Tensor): Type of each edge's target.
+        source_type (torch.Tensor): Type of each edge's source.
+
+    Shapes:
+        - **cell, target_type, source_type:** :math:`(*)`
+        - **output:** :math:`(*, F)`
+    """
+    _, num_sources, num_cells, _, num_functions = polynomials.shape
+    index = (target_type * num_sources + source_type) * num_cells + cell
+    # One contiguous row of 4 F numbers per edge.
+    rows = polynomials.reshape(-1, 4 * num_functions).index_select(0, index.reshape(-1))
+    values = torch.bmm(powers.reshape(-1, 1, 4), rows.view(-1, 4, num_functions))
+    return values.view(*cell.shape, num_functions)
+
+
+class RadialNetwork(nn.Module):
+    r"""Gives the B-spline coefficients of radial functions :math:`g(r; z_i, z_j)` for the pairs
+    of elements that are present,
+
+    .. math::
+        c(z_i, z_j) = W_3\, \sigma(W_2\, \sigma(t_{z_i} + s_{z_j}))
+
+    with element tables :math:`t, s` and :math:`\sigma` = SiLU. Cost and memory depend on the
+    number of element pairs, not on the number of edges.
+
+    Args:
+        num_functions (int): Number of radial functions :math:`F`.
+        num_radial (int, optional): Number of B-spline coefficients of each function, at least
+            4. (default: :obj:`16`)
+        cutoff (float, optional): Cutoff in Å. (default: :obj:`5.0`)
+        hidden_channels (int, optional): Width of the network. (default: :obj:`64`)
+        elements (list[int], optional): The atomic numbers that can occur. Fixes the shapes, for
+            compilation and graph capture; other atomic numbers are then errors. By default the
+            elements present are found at each call. (default: :obj:`None`)
+
+    Shapes:
+        - **input:** atomic numbers of the targets :math:`(N_t)` and of the sources
+          :math:`(N_s)`, 0 for a node without an element
+        - **output:** :class:`RadialSplines`
+    """
+
+    def __init__(
+        self,
+        num_functions: int,
+        num_radial: int = 16,
+        cutoff: float = 5.0,
+        hidden_channels: int = 64,
+        elements: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_radial < 4:
+            raise ValueError(f"`num_radial` must be at least 4, got {num_radial}")
+        if not 0 < cutoff < float("inf"):
+            raise ValueError(f"`cutoff` must be positive and finite (Å), got {cutoff}")
+        self.num_functions = num_functions
+        self.num_radial = num_radial
+        self.cutoff = float(cutoff)
+        self.hidden_channels = hidden_channels
+        self.elements = None if elements is None else tuple(sorted(set(elements)))
+        if self.elements is not None:
+            check_atomic_numbers(torch.tensor(self.elements, device="cpu"), "elements")
+        self.target_table = nn.Embedding(MAX_ATOMIC_NUMBER + 1, hidden_channels)
+        self.source_table = nn.Embedding(MAX_ATOMIC_NUMBER + 1, hidden_channels)
+        self.hidden = nn.Linear(hidden_channels, hidden_channels)
+        self.out = nn.Linear(hidden_channels, num_radial * num_functions)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        r"""Resets all learnable parameters of the module."""
+        nn.init.normal_(self.target_table.weight)
+        nn.init.normal_(self.source_table.weight)
+        self.hidden.reset_parameters()
+        # Coefficients of about unit variance: SiLU units here have a second moment near 1/8.
+        nn.init.normal_(self.out.weight, std=(8 / self.hidden_channels) ** 0.5)
+        nn.init.zeros_(self.out.bias)
+
+    def _types(self, z_target: Tensor, z_source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The elements that occur and the position of each node's element among them."""
+        if self.elements is None:
+            z = z_target if z_target is z_source else torch.cat([z_target, z_source])
+            present, types = z.unique(return_inverse=True)
+        else:
+            present = torch.tensor(self.elements, device=z_target.device)
+            z = z_target if z_target is z_source else torch.cat([z_target, z_source])
+            types = torch.searchsorted(present, z).clamp(max=len(self.elements) - 1)
+            if z.device.type == "cpu" and not torch.compiler.is_compiling():
+                unknown = z[present[types] != z]
+                if unknown.numel() > 0:
+                    raise ValueError(
+                        f"`z` holds atomic number {int(unknown[0])}, expected one of the "
+                        f"`elements` given at construction, {list(self.elements)}"
+                    )
+        if z_target is z_source:
+            return present, types, types
+        return present, types[: z_target.numel()], types[z_target.numel() :]
+
+    def forward(self, z_target: Tensor, z_source: Tensor) -> RadialSplines:
+        check_atomic_numbers(z_target, "z")
+        if z_source is not z_target:
+            check_atomic_numbers(z_source, "z")
+        present, target_type, source_type = self._types(z_target, z_source)
+        pairs = self.target_table(present).unsqueeze(1) + self.source_table(present)
+        hidden = nn.functional.silu(self.hidden(nn.functional.silu(pairs)))
+        coefficients = self.out(hidden).unflatten(-1, (self.num_radial, self.num_functions))
+        return RadialSplines(coefficients, target_type, source_type, self.cutoff)
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.__class__.__name__}({self.num_functions}, num_radial={self.num_radial}, "
+            f"cutoff={self.cutoff})"
+        )
+
+
+def check_atomic_numbers(z: Tensor, name: str) -> None:
+    """Raises unless ``z`` holds integers; on the CPU also unless they are in 0..118."""
+    if z.dim() != 1:
+        raise ValueError(f"`{name}` must have shape [N], got {list(z.shape)}")
+    if z.dtype.is_floating_point or z.dtype.is_complex or z.dtype == torch.bool:
+        raise TypeError(f"`{name}` must be an integer tensor, got {z.dtype}")
+    if z.device.type != "cpu" or torch.compiler.is_compiling() or z.numel() == 0:
+        return
+    low, high = (int(value) for value in z.aminmax())
+    if low < 0 or high > MAX_ATOMIC_NUMBER:
+        raise ValueError(
+            f"`{name}` must hold atomic numbers in 0..{MAX_ATOMIC_NUMBER}, "
+            f"got {low if low < 0 else high}"
+        )
