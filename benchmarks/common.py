@@ -19,11 +19,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Timing(NamedTuple):
-    r"""The median of some runs in seconds, and the distance between their
-    quartiles."""
+    r"""Seconds that some runs took."""
 
     median: float
-    spread: float
+    spread: float  # between the quartiles
+    fastest: float  # what other processes on the machine disturb least
     runs: int
 
 
@@ -62,7 +62,7 @@ def median_time(
     while len(seconds) < min_runs or (len(seconds) < max_runs and time.perf_counter() < deadline):
         seconds.append(run())
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Timing(median=median, spread=high - low, runs=len(seconds))
+    return Timing(median=median, spread=high - low, fastest=min(seconds), runs=len(seconds))
 
 
 def environment() -> dict[str, Any]:

@@ -2,11 +2,14 @@ r"""The cutoff envelope and the radial functions :math:`g(r; z_i, z_j)`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .checks import check_range, check_shape, values_known
 
 __all__ = ["MAX_ATOMIC_NUMBER", "RadialNetwork", "RadialSplines", "envelope"]
 
@@ -69,46 +72,99 @@ class RadialSplines(NamedTuple):
 
 
 def spline_cells(length: Tensor, num_cells: int, cutoff: float) -> tuple[Tensor, Tensor]:
-    r"""The cell of each distance and the powers :math:`1, t, t^2, t^3` of the place in it.
+    r"""The cell of each distance, and the place :math:`t \in [0, 1]` in it.
 
     Args:
         length (torch.Tensor): Distances in Å.
         num_cells (int): Number of cells in :math:`[0, r_c]`.
         cutoff (float): The cutoff :math:`r_c` in Å, to which distances are clamped.
-
-    Shapes:
-        - **length:** :math:`(*)`
-        - **output:** cells :math:`(*)`, int64, and powers :math:`(*, 4)`
     """
     position = length.clamp(max=cutoff) * (num_cells / cutoff)
     cell = position.detach().long().clamp(max=num_cells - 1)
-    t = position - cell
-    square = t * t
-    return cell, torch.stack([torch.ones_like(t), t, square, square * t], dim=-1)
+    return cell, position - cell
 
 
 def evaluate_splines(
-    polynomials: Tensor, cell: Tensor, powers: Tensor, target_type: Tensor, source_type: Tensor
+    polynomials: Tensor, cell: Tensor, t: Tensor, target_type: Tensor, source_type: Tensor
 ) -> Tensor:
     r"""Evaluates radial functions on edges.
 
     Args:
         polynomials (torch.Tensor): :meth:`RadialSplines.cell_polynomials`.
         cell (torch.Tensor): The cell of each edge, from :meth:`spline_cells`.
-        powers (torch.Tensor): The powers of the place in it.
+        t (torch.Tensor): The place in it.
         target_type (torch.Tensor): Type of each edge's target.
         source_type (torch.Tensor): Type of each edge's source.
 
     Shapes:
-        - **cell, target_type, source_type:** :math:`(*)`
+        - **cell, t, target_type, source_type:** :math:`(*)`
         - **output:** :math:`(*, F)`
     """
-    _, num_sources, num_cells, _, num_functions = polynomials.shape
+    _, num_sources, num_cells, _, _ = polynomials.shape
     index = (target_type * num_sources + source_type) * num_cells + cell
-    # One contiguous row of 4 F numbers per edge.
-    rows = polynomials.reshape(-1, 4 * num_functions).index_select(0, index.reshape(-1))
-    values = torch.bmm(powers.reshape(-1, 1, 4), rows.view(-1, 4, num_functions))
-    return values.view(*cell.shape, num_functions)
+    values = _Evaluate.apply(polynomials.flatten(0, 2), t.reshape(-1), index.reshape(-1), 0)
+    return values.unflatten(0, cell.shape)
+
+
+class _Evaluate(torch.autograd.Function):
+    """``out[e] = sum_a d^n(t**a)/dt^n polynomials[index[e], a]``.
+
+    Keeps no gathered coefficients. Its derivatives are itself, with the next ``n``, and
+    :class:`_Accumulate`, so that it can be differentiated any number of times.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, polynomials: Tensor, t: Tensor, index: Tensor, derivative: int
+    ) -> Tensor:
+        ctx.save_for_backward(polynomials, t, index)
+        ctx.derivative = derivative
+        rows = polynomials.flatten(1).index_select(0, index).view(-1, *polynomials.shape[1:])
+        t = t.unsqueeze(-1)
+        out = torch.zeros_like(rows[:, 0])
+        for exponent in range(3, derivative - 1, -1):  # Horner
+            out.mul_(t).add_(rows[:, exponent], alpha=math.perm(exponent, derivative))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        polynomials, t, index = ctx.saved_tensors
+        n = ctx.derivative
+        grad_polynomials = grad_t = None
+        if ctx.needs_input_grad[0]:
+            grad_polynomials = _Accumulate.apply(grad, t, index, n, polynomials.size(0))
+        if ctx.needs_input_grad[1]:
+            grad_t = (grad * _Evaluate.apply(polynomials, t, index, n + 1)).sum(-1)
+        return grad_polynomials, grad_t, None, None
+
+
+class _Accumulate(torch.autograd.Function):
+    """The adjoint of :class:`_Evaluate` with respect to the polynomials."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, t: Tensor, index: Tensor, derivative: int, size: int
+    ) -> Tensor:
+        ctx.save_for_backward(grad, t, index)
+        ctx.derivative = derivative
+        powers = [torch.zeros_like(t)] * derivative
+        power = torch.ones_like(t)
+        for exponent in range(derivative, 4):
+            powers.append(power * math.perm(exponent, derivative))
+            power = power * t
+        edges = torch.stack(powers[:4], dim=1).unsqueeze(-1) * grad.unsqueeze(1)
+        return grad.new_zeros(size, 4, grad.size(1)).index_add_(0, index, edges)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        grad, t, index = ctx.saved_tensors
+        n = ctx.derivative
+        grad_grad = grad_t = None
+        if ctx.needs_input_grad[0]:
+            grad_grad = _Evaluate.apply(grad_out, t, index, n)
+        if ctx.needs_input_grad[1]:
+            grad_t = (grad * _Evaluate.apply(grad_out, t, index, n + 1)).sum(-1)
+        return grad_grad, grad_t, None, None, None
 
 
 class RadialNetwork(nn.Module):
@@ -181,7 +237,7 @@ class RadialNetwork(nn.Module):
             present = torch.tensor(self.elements, device=z_target.device)
             z = z_target if z_target is z_source else torch.cat([z_target, z_source])
             types = torch.searchsorted(present, z).clamp(max=len(self.elements) - 1)
-            if z.device.type == "cpu" and not torch.compiler.is_compiling():
+            if values_known(z):
                 unknown = z[present[types] != z]
                 if unknown.numel() > 0:
                     raise ValueError(
@@ -210,16 +266,8 @@ class RadialNetwork(nn.Module):
 
 
 def check_atomic_numbers(z: Tensor, name: str) -> None:
-    """Raises unless ``z`` holds integers; on the CPU also unless they are in 0..118."""
-    if z.dim() != 1:
-        raise ValueError(f"`{name}` must have shape [N], got {list(z.shape)}")
+    """Raises unless ``z`` holds integers, and where values are known, unless they are 0..118."""
+    check_shape(name, z, "N")
     if z.dtype.is_floating_point or z.dtype.is_complex or z.dtype == torch.bool:
         raise TypeError(f"`{name}` must be an integer tensor, got {z.dtype}")
-    if z.device.type != "cpu" or torch.compiler.is_compiling() or z.numel() == 0:
-        return
-    low, high = (int(value) for value in z.aminmax())
-    if low < 0 or high > MAX_ATOMIC_NUMBER:
-        raise ValueError(
-            f"`{name}` must hold atomic numbers in 0..{MAX_ATOMIC_NUMBER}, "
-            f"got {low if low < 0 else high}"
-        )
+    check_range(name, z, 0, MAX_ATOMIC_NUMBER)

@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..checks import check_floating, check_shape
 from ..graph import CSRNeighborhood
 from ..radial import RadialSplines
 from .inputs import (
     PairTensor,
     as_pair,
     check_edges,
-    check_shape,
     degree_of,
     node_strain,
     resolve_backend,
@@ -121,6 +121,8 @@ def equivariant_attention(
     if u is not None:
         check_shape("u", u, neighborhood.num_targets, "(l + 1)**2", heads)
         lmax_u = degree_of("u", u.size(1))
+    for name, tensor in (("q", q), ("k", k), ("u", u), ("sink", sink)):
+        check_floating(name, tensor)
     if not 0 <= dropout < 1:
         raise ValueError(f"`dropout` must be in [0, 1), got {dropout}")
     if dropout > 0 and seed is None:

@@ -36,6 +36,11 @@ class Chunk:
     mask: Tensor | None
     """True on real slots ``[n, K]``; ``None`` if all are real."""
 
+    def head_index(self, heads: int) -> Tensor:
+        """Rows ``[n, H, K]`` of the slots' sources and heads among ``s * H`` rows."""
+        head = torch.arange(heads, device=self.col.device)
+        return self.col.unsqueeze(1) * heads + head.view(-1, 1)
+
 
 _PLANS: WeakKeyDictionary[CSRNeighborhood, dict[int, list[Chunk]]] = WeakKeyDictionary()
 

@@ -18,7 +18,9 @@ from .torch_backend import Spec, moment_weights
 def segment_sink_softmax(
     logits: Tensor, geometry: EdgeGeometry, sink: Tensor, index: Tensor, num_targets: int
 ) -> Tensor:
-    """As ``sink_softmax``, over the edges ``[E, H]`` of each target."""
+    """As :func:`~e2former_pyg.functional.softmax.sink_softmax`, with logits ``[E, H]`` over the
+    edges of each target.
+    """
     inside = geometry.inside.unsqueeze(-1)
     weight = geometry.envelope.unsqueeze(-1)
     target = index.unsqueeze(-1).expand_as(logits)
@@ -31,9 +33,11 @@ def segment_sink_softmax(
 
 
 def edge_rows(spec: Spec, weights: Tensor, v_j: Tensor, harmonics: Tensor) -> Tensor:
-    """Path rows ``[E, P, C]`` of single edges, from values ``[E, inputs, C]``."""
+    """Path rows ``[E, P, C]`` of single edges, from weights ``[E, orders, H]`` and values
+    ``[E, inputs, C]``.
+    """
     num_edges, inputs, channels = v_j.shape
-    weights = moment_weights(spec, weights, harmonics)  # [E, H, moments]
+    weights = moment_weights(spec, weights.unsqueeze(-1), harmonics.unsqueeze(-1))
     values = v_j.transpose(1, 2).reshape(num_edges, spec.heads, -1, 1)
-    moments = (values * weights.unsqueeze(2)).view(num_edges, channels, inputs, -1)
+    moments = (values * weights.transpose(2, 3)).view(num_edges, channels, inputs, -1)
     return spec.coupling.couple(moments).transpose(1, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import check_floating, check_shape
 from ..graph import CSRNeighborhood
 from ..radial import RadialSplines
 
@@ -14,22 +15,6 @@ PairTensor = tuple[Tensor, Tensor]
 def as_pair(pos: Tensor | PairTensor) -> PairTensor:
     """Splits ``pos`` into that of the sources and that of the targets."""
     return (pos, pos) if isinstance(pos, Tensor) else (pos[0], pos[1])
-
-
-def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
-    """Raises unless ``tensor`` has ``shape``; strings name free sizes."""
-    found = list(tensor.shape)
-    matches = len(found) == len(shape) and all(
-        isinstance(want, str) or size == want for size, want in zip(found, shape, strict=True)
-    )
-    if not matches:
-        expected = ", ".join(str(size) for size in shape)
-        raise ValueError(f"`{name}` must have shape [{expected}], got {found}")
-
-
-def check_floating(name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise TypeError(f"`{name}` must have a floating point dtype, got {tensor.dtype}")
 
 
 def degree_of(name: str, rows: int) -> int:
@@ -62,6 +47,8 @@ def check_edges(
         check_shape("edge_shift", edge_shift, neighborhood.num_edges, 3)
     if edge_bias is not None:
         check_shape("edge_bias", edge_bias, neighborhood.num_edges, bias_size)
+    check_floating("edge_shift", edge_shift)
+    check_floating("edge_bias", edge_bias)
 
 
 def node_strain(
@@ -73,6 +60,7 @@ def node_strain(
     if strain.dim() == 2:
         strain = strain.unsqueeze(0)
     check_shape("strain", strain, "B", 3, 3)
+    check_floating("strain", strain)
     strain = strain.to(dtype)
     if batch is None:
         if strain.size(0) != 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -113,7 +113,7 @@ class Coupling:
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=None)
+@cache
 def _blocks(
     coupling: Coupling, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[_Block], Tensor | None]:
@@ -139,7 +139,7 @@ def _build_blocks(
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=None)
+@cache
 def row_tables(coupling: Coupling, device: torch.device) -> tuple[Tensor, Tensor]:
     """:attr:`Coupling.harmonic_rows` and :attr:`Coupling.moment_order` as tensors."""
     return build_constant(
@@ -160,7 +160,7 @@ def as_orders(order: int | Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(orders))
 
 
-@lru_cache(maxsize=None)
+@cache
 def coupling(lmax_in: int, lmax_out: int, orders: tuple[int, ...], parity: str = "so3") -> Coupling:
     r"""All paths with :math:`|l_1-\ell| \le l_3 \le l_1+\ell`.
 

@@ -1,13 +1,14 @@
 """The operations in plain PyTorch: the oracle of the kernels, and the path on the CPU.
 
-The functions of edges work on any leading dimensions: chunks ``[n, K]`` of padded neighbourhoods
-and edge lists ``[E]``. Heads (groups of channels) come last.
+Tensors of edges are ``[n, ..., K]``: ``n`` target nodes with ``K`` padded slots, heads (groups of
+channels) and rows in between. An edge list is the case ``n = E``, ``K = 1``.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,11 @@ from ..graph import CSRNeighborhood
 from ..radial import evaluate_splines, spline_cells
 from .chunks import Chunk, plan
 from .dropout import dropout_mask
-from .geometry import EdgeGeometry, edge_geometry, edge_vectors
+from .geometry import edge_geometry, edge_vectors
+from .neighbor_sums import neighbor_dot, neighbor_sum
 from .paths import Coupling, row_tables
 from .sharing import shared, shared_lmax
+from .softmax import sink_softmax
 
 
 @dataclass(frozen=True)
@@ -35,60 +38,40 @@ class Spec:
 
 
 def attention_logits(
-    radial: Tensor, qk: Tensor, heads: int, edge_bias: Tensor | None
+    functions: Tensor, qk: Tensor, edge_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Logits ``g1 * qk + g0 (+ bias)`` and the radial weights ``g2`` of values, from the radial
-    functions ``[..., (2 + orders) * H]``.
+    """Logits ``g1 * qk + g0 (+ bias)``, ``[n, H, K]``, and the radial weights ``g2`` of the
+    values, ``[n, orders, H, K]``, from the radial functions ``[n, (2 + orders) * H, K]``.
     """
-    g1, g0, g2 = radial.split([heads, heads, radial.size(-1) - 2 * heads], dim=-1)
-    logits = g1 * qk + g0
-    if edge_bias is not None:
-        logits = logits + edge_bias
-    return logits, g2
+    functions = functions.unflatten(1, (-1, qk.size(1)))
+    g1, g0, g2 = functions.split([1, 1, functions.size(1) - 2], dim=1)
+    logits = torch.addcmul(g0.squeeze(1), g1.squeeze(1), qk)
+    return (logits if edge_bias is None else logits + edge_bias.transpose(1, 2)), g2
 
 
-def query_key(q: Tensor, k: Tensor, harmonics: Tensor, u: Tensor | None) -> Tensor:
-    """Inner products ``[..., H]`` of queries and keys ``[..., H, D]``, plus the directional term."""
-    qk = (q * k).sum(-1) * (1 / math.sqrt(q.size(-1)))
-    if u is not None:
-        # Degree 0 has no direction. [..., 1, M - 1] @ [..., M - 1, H]
-        directions = harmonics[..., 1 : u.size(-2)].unsqueeze(-2)
-        qk = qk + (directions @ u[..., 1:, :]).squeeze(-2)
-    return qk
-
-
-def sink_softmax(logits: Tensor, geometry: EdgeGeometry, sink: Tensor) -> Tensor:
-    r"""Softmax over dimension 1 with the envelope as a weight and a sink in the denominator.
-
-    The shift, the largest of :math:`s + \log \mathrm{env}` and the sink, bounds every term by 1.
-    """
-    inside = geometry.inside.unsqueeze(-1)
-    weight = geometry.envelope.unsqueeze(-1)
-    with torch.no_grad():
-        scores = torch.where(inside, logits + weight.log(), -math.inf)
-        shift = torch.maximum(scores.amax(dim=1, keepdim=True), sink)
-    terms = weight * torch.where(inside, logits - shift, 0.0).exp()
-    return terms / ((sink - shift).exp() + terms.sum(dim=1, keepdim=True))
-
-
-def value_weights(alpha: Tensor, g2: Tensor) -> Tensor:
-    """Weights ``[..., orders * H]`` of the values of each order."""
-    return (alpha.unsqueeze(-2) * g2.unflatten(-1, (-1, alpha.size(-1)))).flatten(-2)
+def directional_term(qk: Tensor, harmonics: Tensor, u: Tensor | None) -> Tensor:
+    """Adds the product of ``u [n, rows, H]`` with the harmonics ``[n, rows, K]`` to ``qk``."""
+    if u is None or u.size(1) == 1:  # degree 0 has no direction
+        return qk
+    return torch.baddbmm(qk, u[:, 1:].transpose(1, 2), harmonics[:, 1 : u.size(1)])
 
 
 def moment_weights(spec: Spec, weights: Tensor, harmonics: Tensor) -> Tensor:
-    """Weights ``[..., orders * H]`` times harmonics: ``[..., H, moments]``."""
+    """Weights ``[n, orders, H, K]`` times harmonics: ``[n, H, moments, K]``."""
     rows, order_of_row = row_tables(spec.coupling, harmonics.device)
-    per_order = weights.unflatten(-1, (len(spec.coupling.orders), spec.heads))
-    if len(spec.coupling.orders) == 1:
-        return per_order.transpose(-1, -2) * harmonics[..., rows].unsqueeze(-2)
-    spread = per_order.transpose(-1, -2).index_select(-1, order_of_row)
-    return spread * harmonics.index_select(-1, rows).unsqueeze(-2)
+    if rows.numel() < harmonics.size(1):
+        harmonics = harmonics.index_select(1, rows)
+    spread = weights.transpose(1, 2).index_select(2, order_of_row)
+    return spread * harmonics.unsqueeze(1)
 
 
-def _gather(tensor: Tensor, index: Tensor) -> Tensor:
-    """``tensor[index]``, with the cheaper derivative of ``index_select``."""
-    return tensor.index_select(0, index.flatten()).unflatten(0, index.shape)
+class _Edges(NamedTuple):
+    """What does not depend on the layer."""
+
+    envelope: Tensor  # [n, K]
+    harmonics: Tensor  # [n, rows, K]
+    cell: Tensor  # [n, K]
+    t: Tensor  # [n, K]
 
 
 def _edges(
@@ -98,19 +81,19 @@ def _edges(
     pos_j: Tensor,
     edge_shift: Tensor | None,
     strain: Tensor | None,
-) -> tuple[EdgeGeometry, Tensor, Tensor]:
-    """Geometry, spline cells and their powers: all that does not depend on the layer."""
-
-    def compute() -> tuple[EdgeGeometry, Tensor, Tensor]:
+) -> _Edges:
+    def compute() -> _Edges:
         vectors = edge_vectors(
             pos_i.unsqueeze(1),
-            _gather(pos_j, chunk.col),
+            pos_j.index_select(0, chunk.col.flatten()).unflatten(0, chunk.col.shape),
             edge_shift,
             None if strain is None else strain.unsqueeze(1),
         )
         lmax = shared_lmax(spec.lmax_harmonics)
         geometry = edge_geometry(vectors, spec.cutoff, lmax, spec.dtype, chunk.mask)
-        return geometry, *spline_cells(geometry.length, spec.num_cells, spec.cutoff)
+        harmonics = geometry.harmonics.transpose(1, 2).contiguous()
+        cells = spline_cells(geometry.length, spec.num_cells, spec.cutoff)
+        return _Edges(geometry.envelope, harmonics, *cells)
 
     if chunk.rows is not None:
         return compute()
@@ -118,19 +101,22 @@ def _edges(
     return shared(key, (pos_i, pos_j, edge_shift, strain), spec.lmax_harmonics, compute)
 
 
+def _functions(
+    chunk: Chunk, edges: _Edges, type_i: Tensor, type_j: Tensor, polynomials: Tensor
+) -> Tensor:
+    """Radial functions ``[n, F, K]``."""
+    types = type_i.unsqueeze(1), type_j[chunk.col]
+    return evaluate_splines(polynomials, edges.cell, edges.t, *types).transpose(1, 2).contiguous()
+
+
 def _path_rows(spec: Spec, chunk: Chunk, weights: Tensor, v: Tensor) -> Tensor:
-    """Sums ``weights [n, K, H, moments]`` times ``v [s, C, inputs]`` over neighbours and couples
+    """Sums ``weights [n, H, moments, K]`` times ``v [s, C, inputs]`` over neighbours and couples
     once per node: ``[n, C, P]``.
     """
-    heads, (n, width) = spec.heads, chunk.col.shape
     channels, inputs = v.shape[1:]
-    index = chunk.col.unsqueeze(1) * heads + torch.arange(heads, device=v.device).view(-1, 1)
-    values = v.reshape(-1, channels // heads * inputs).index_select(0, index.flatten())
-    moments = torch.bmm(
-        weights.permute(0, 2, 3, 1).reshape(n * heads, -1, width),
-        values.view(n * heads, width, -1),
-    )
-    moments = moments.transpose(1, 2).reshape(n, channels, inputs, -1)
+    values = v.view(-1, spec.heads, channels // spec.heads * inputs)
+    moments = neighbor_sum(weights, values, chunk.head_index(spec.heads))
+    moments = moments.transpose(2, 3).reshape(-1, channels, inputs, weights.size(2))
     return spec.coupling.couple(moments)
 
 
@@ -152,16 +138,18 @@ def attention_chunk(
     sink: Tensor,
     seed: Tensor | None,
 ) -> Tensor:
-    geometry, cell, powers = _edges(spec, chunk, pos_i, pos_j, edge_shift, strain)
-    radial = evaluate_splines(polynomials, cell, powers, type_i.unsqueeze(1), type_j[chunk.col])
-    qk = query_key(
-        q.unsqueeze(1), _gather(k, chunk.col), geometry.harmonics, None if u is None else u.unsqueeze(1)
-    )
-    logits, g2 = attention_logits(radial, qk, spec.heads, edge_bias)
-    alpha = sink_softmax(logits, geometry, sink)
+    """Path rows ``[n, C, P]`` of :func:`~e2former_pyg.functional.equivariant_attention`."""
+    edges = _edges(spec, chunk, pos_i, pos_j, edge_shift, strain)
+    functions = _functions(chunk, edges, type_i, type_j, polynomials)
+    scaled = (q * (1 / math.sqrt(q.size(-1)))).unsqueeze(2)
+    qk = neighbor_dot(scaled, k, chunk.head_index(spec.heads)).squeeze(2)
+    qk = directional_term(qk, edges.harmonics, u)
+    logits, g2 = attention_logits(functions, qk, edge_bias)
+    alpha = sink_softmax(logits, edges.envelope, sink)
     if seed is not None:
-        alpha = alpha * dropout_mask(seed, chunk.edge, spec.heads, spec.dropout, alpha.dtype)
-    weights = moment_weights(spec, value_weights(alpha, g2), geometry.harmonics)
+        mask = dropout_mask(seed, chunk.edge, spec.heads, spec.dropout, alpha.dtype)
+        alpha = alpha * mask.transpose(1, 2)
+    weights = moment_weights(spec, alpha.unsqueeze(1) * g2, edges.harmonics)
     return _path_rows(spec, chunk, weights, v)
 
 
@@ -178,15 +166,17 @@ def convolution_chunk(
     edge_bias: Tensor | None,
     polynomials: Tensor,
 ) -> Tensor:
-    geometry, cell, powers = _edges(spec, chunk, pos_i, pos_j, edge_shift, strain)
-    weights = evaluate_splines(polynomials, cell, powers, type_i.unsqueeze(1), type_j[chunk.col])
+    """Path rows ``[n, C, P]`` of :func:`~e2former_pyg.functional.equivariant_convolution`."""
+    edges = _edges(spec, chunk, pos_i, pos_j, edge_shift, strain)
+    functions = _functions(chunk, edges, type_i, type_j, polynomials)
     if edge_bias is not None:
-        weights = weights + edge_bias
-    weights = weights * geometry.envelope.unsqueeze(-1)
-    return _path_rows(spec, chunk, moment_weights(spec, weights, geometry.harmonics), v)
+        functions = functions + edge_bias.transpose(1, 2)
+    weights = (functions * edges.envelope.unsqueeze(1)).unflatten(1, (-1, spec.heads))
+    return _path_rows(spec, chunk, moment_weights(spec, weights, edges.harmonics), v)
 
 
 def chunks_of(spec: Spec, neighborhood: CSRNeighborhood, v: Tensor) -> list[Chunk]:
+    """Chunks whose largest intermediate fits the budget."""
     inputs = spec.coupling.num_inputs
     per_edge = max(v.size(-1) * inputs, spec.heads * spec.coupling.num_moments)
     return plan(neighborhood, per_edge)

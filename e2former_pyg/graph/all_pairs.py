@@ -1,3 +1,5 @@
+r"""Neighbour search of small open systems, by trying all pairs."""
+
 from __future__ import annotations
 
 import torch

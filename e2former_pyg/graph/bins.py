@@ -1,3 +1,5 @@
+r"""The cell lists: atoms sorted into bins, and pairs of bins close to each other."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -58,19 +60,19 @@ def fill_bins(
     x = x - wrap
     wrapped = pos - multiply(wrap, basis, batch)
 
-    # Periodic directions are divided evenly; open ones, where the coordinate
-    # is in Å, from the first to the last atom.
+    # Open directions, whose coordinate is in Å, are divided into bins of the
+    # given width from the first to the last atom, periodic ones evenly.
     size = (3, ptr.size(0) - 1)
     where = batch.expand(3, -1)
     low = x.new_full(size, torch.inf).scatter_reduce(1, where, x, "amin")
     high = x.new_full(size, -torch.inf).scatter_reduce(1, where, x, "amax")
     low = torch.where(periodic | low.isinf(), 0.0, low)
-    extent = torch.where(periodic, height, (high - low).clamp(min=0.0))
-    num_bins = (extent / width).floor() + (~periodic)
+    extent = (high - low).clamp(min=0.0)
+    even, reach = _divide(height, width)
+    num_bins = torch.where(periodic, even, (extent / width).floor() + 1)
     num_bins = num_bins.clamp(1, MAX_BINS_PER_DIRECTION)
     thickness = torch.where(periodic, 1.0 / num_bins, (extent / num_bins).clamp(min=width))
-    near = torch.where(height < width, (width / height).ceil(), 1.0)
-    reach = torch.where(periodic, near, num_bins > 1).long()
+    reach = torch.where(periodic, reach, num_bins > 1).long()
 
     num_bins = num_bins.long()
     place = ((x - take(low, batch)) / take(thickness, batch)).long()
@@ -97,6 +99,21 @@ def fill_bins(
         num_bins=num_bins,
         reach=reach,
     )
+
+
+def _divide(height: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    r"""The number of bins for cells of some heights, and how many bins away
+    atoms closer than :obj:`width` can be.
+
+    One bin away, or two where bins of half the width cover the neighbourhood
+    so much better that they pay for their larger number: where the height is a
+    few times the width, and no near multiple of it.
+    """
+    one, two = (height / width).floor(), (2 * height / width).floor()
+    use_two = 5 / two < 0.8 * 3 / one
+    num_bins = torch.where(use_two, two, one).clamp(min=1)
+    reach = torch.where(one < 1, (width / height).ceil(), torch.where(use_two, 2.0, 1.0))
+    return num_bins, reach
 
 
 def _bin_number(place: Tensor, num_bins: Tensor, base: Tensor) -> Tensor:

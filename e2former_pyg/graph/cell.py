@@ -1,3 +1,5 @@
+r"""Unit cells and periodicity flags in one layout."""
+
 from __future__ import annotations
 
 import torch
@@ -42,7 +44,6 @@ def as_cell(
             without a :obj:`cell`.
     """
     if cell is None:
-        # Without a cell `False` is the only answer, and a bool costs no sync.
         if pbc is not None and bool(torch.as_tensor(pbc).any()):
             raise ValueError("`pbc` is true, but no `cell` was given")
         return (

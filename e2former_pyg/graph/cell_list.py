@@ -1,3 +1,5 @@
+r"""Neighbour search of large and of periodic systems, with cell lists."""
+
 from __future__ import annotations
 
 import torch

@@ -1,3 +1,5 @@
+r"""The neighbourhoods of the target nodes in CSR form."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -6,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 from torch_geometric import EdgeIndex
+
+from ..checks import values_known
 
 INT32_MAX = 2**31 - 1
 
@@ -123,7 +127,7 @@ class CSRNeighborhood:
             edge_index, sparse_size if size is None else _check_size(size)
         )
 
-        checked = edge_index.device.type == "cpu" and not torch.compiler.is_compiling()
+        checked = values_known(edge_index)
         is_sorted = claims_sorted
         if checked and target.size(0) > 0:
             _check_range(source, 0, num_sources)

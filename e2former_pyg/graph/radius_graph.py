@@ -1,3 +1,5 @@
+r"""Radius graphs of batches of molecules and crystals."""
+
 from __future__ import annotations
 
 import math
@@ -90,8 +92,8 @@ def radius_graph(
     _check_pos(pos)
     if max_num_neighbors is not None and max_num_neighbors < 0:
         raise ValueError(f"`max_num_neighbors` must not be negative, found {max_num_neighbors}")
-    if batch_size is None and cell is not None and cell.numel() > 9:
-        batch_size = cell.numel() // 9
+    if batch_size is None and batch is not None and cell is not None and cell.numel() > 9:
+        batch_size = cell.numel() // 9  # Empty graphs at the end have cells as well.
     batch, batch_size, order = _sorted_batch(batch, batch_size, pos)
     cells, periodic = as_cell(cell, pbc, batch_size, pos.dtype, pos.device)
 

@@ -1,3 +1,5 @@
+r"""Integer ranges of varying length, and their division into slices."""
+
 from __future__ import annotations
 
 import torch

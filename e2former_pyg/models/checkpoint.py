@@ -40,7 +40,9 @@ def save_checkpoint(
         "config": json.dumps({**config, **backbone.config}),
     }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    tensors = {
+        key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
+    }
     try:
         save_file(tensors, temporary, metadata)
         os.replace(temporary, path)
@@ -84,7 +86,7 @@ def load_checkpoint(path: str | Path, cls: type[Model], device: torch.device | s
         raise ValueError(f"`path` holds a {name}, expected a {cls.__name__}: {path}")
     try:
         model = cls(**config)
-        # The widest dtype of the parameters is the model's; references stay in float64 anyway.
+        # The dtype of the parameters is the model's; references stay in float64 anyway.
         names = [key for key, _ in model.named_parameters()]
         dtypes = {state[key].dtype for key in names}
         if len(dtypes) == 1:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..functional.paths import as_orders
@@ -93,6 +93,22 @@ class E2Former(nn.Module):
         super().__init__()
         if num_layers < 0:
             raise ValueError(f"`num_layers` must not be negative, got {num_layers}")
+        if not 0 <= lmax <= 8:
+            raise ValueError(f"`lmax` must lie in 0..8, got {lmax}")
+        for name, size in (
+            ("hidden_channels", hidden_channels),
+            ("heads", heads),
+            ("qk_channels", qk_channels),
+            ("ffn_channels", hidden_channels if ffn_channels is None else ffn_channels),
+        ):
+            if size < 1:
+                raise ValueError(f"`{name}` must be positive, got {size}")
+        if hidden_channels % heads != 0:
+            raise ValueError(
+                f"`heads` must divide `hidden_channels` = {hidden_channels}, got {heads}"
+            )
+        if elements is not None and len(elements) == 0:
+            raise ValueError("`elements` must hold at least one atomic number, got none")
         self.config = {
             "hidden_channels": hidden_channels,
             "num_layers": num_layers,
@@ -118,7 +134,7 @@ class E2Former(nn.Module):
         self.lmax = lmax
         self.cutoff = float(cutoff)
         self.lmax_harmonics = max(lmax, *as_orders(order))
-        shared = {
+        shared: dict[str, Any] = {
             "heads": heads,
             "cutoff": cutoff,
             "num_radial": num_radial,
@@ -158,7 +174,7 @@ class E2Former(nn.Module):
         self.embedding.reset_parameters()
         self.surroundings.reset_parameters()
         for block in self.blocks:
-            block.reset_parameters()
+            block.reset_parameters()  # type: ignore[operator]
         self.norm.reset_parameters()
 
     def forward(
@@ -199,7 +215,7 @@ class E2Former(nn.Module):
             strain (torch.Tensor, optional): The strain of each graph, :math:`(B, 3, 3)`.
                 (default: :obj:`None`)
         """
-        check_atoms(z, pos, batch)
+        check_atoms(z, pos, batch, batch_size)
         inputs = GraphInput(
             z, pos, batch, edge_index, edge_shift, cell, pbc, charge, spin, batch_size
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..functional.inputs import check_shape
+from ..checks import check_range, check_shape, values_known
 from ..radial import MAX_ATOMIC_NUMBER
 
 MAX_CHARGE = 20
@@ -86,7 +86,7 @@ def _embed(
     batch_size: int,
 ) -> Tensor | None:
     if table is None:
-        if values is not None and (values.device.type != "cpu" or bool((values != default).any())):
+        if values is not None and not _trivial(torch.as_tensor(values), default):
             raise ValueError(f"`{name}` was given, but the model was built with {name}=False")
         return None
     if values is None:
@@ -94,16 +94,12 @@ def _embed(
     else:
         index = torch.as_tensor(values, device=batch.device).reshape(-1)
         check_shape(name, index, batch_size)
-        if index.is_floating_point():
-            if index.device.type == "cpu" and bool((index != index.round()).any()):
-                raise ValueError(f"`{name}` must hold integers, got {index.tolist()}")
-            index = index.long()
-    index = index + offset
-    if index.device.type == "cpu" and index.numel() > 0:
-        low, high = (int(value) for value in index.aminmax())
-        if low < 0 or high >= table.num_embeddings:
-            raise ValueError(
-                f"`{name}` must lie in [{-offset}, {table.num_embeddings - 1 - offset}], "
-                f"got {(low if low < 0 else high) - offset}"
-            )
-    return table(index).index_select(0, batch)
+        if values_known(index) and bool((index != index.long()).any()):
+            raise ValueError(f"`{name}` must hold integers, got {index.tolist()}")
+        index = index.long()
+    check_range(name, index, -offset, table.num_embeddings - 1 - offset)
+    return table(index + offset).index_select(0, batch)
+
+
+def _trivial(values: Tensor, default: int) -> bool:
+    return values.device.type == "cpu" and bool((values == default).all())

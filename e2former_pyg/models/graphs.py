@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
-from ..functional.inputs import check_floating, check_shape
+from ..checks import check_floating, check_range, check_shape, values_known
 from ..graph import CSRNeighborhood, radius_graph
+from ..graph.radius_graph import COINCIDENT
 from ..radial import check_atomic_numbers
 
 
@@ -31,7 +32,8 @@ class GraphInput(NamedTuple):
     def graph_of_atom(self) -> tuple[Tensor, int]:
         """The graph of each atom and the number of graphs."""
         if self.batch is None:
-            return self.z.new_zeros(self.z.size(0), dtype=torch.long), self.batch_size or 1
+            num_graphs = 1 if self.batch_size is None else self.batch_size
+            return self.z.new_zeros(self.z.size(0), dtype=torch.long), num_graphs
         if self.batch_size is not None:
             return self.batch, self.batch_size
         return self.batch, int(self.batch.max()) + 1 if self.batch.numel() > 0 else 0
@@ -45,6 +47,29 @@ class GraphInput(NamedTuple):
 
 
 _POSITIONAL = ("z", "pos", "batch", "batch_size")
+
+
+def as_input(
+    data: Data | Tensor,
+    pos: Tensor | None,
+    batch: Tensor | None,
+    cutoff: float,
+    **others: Any,
+) -> GraphInput:
+    """Reads what models are called with: ``data``, or atomic numbers and the other tensors."""
+    if isinstance(data, Tensor):
+        if pos is None:
+            raise ValueError("`pos` must be given with atomic numbers")
+        return GraphInput(data, pos, batch, **others)
+    if not isinstance(data, Data):
+        raise TypeError(
+            f"`data` must be a Data, a Batch or atomic numbers, got {type(data).__name__}"
+        )
+    others = {"pos": pos, "batch": batch, **others}
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(f"`{given[0]}` must be an attribute of `data`, got it as an argument")
+    return from_data(data, cutoff)
 
 
 def from_data(data: Data, cutoff: float) -> GraphInput:
@@ -65,7 +90,9 @@ def from_data(data: Data, cutoff: float) -> GraphInput:
                 "no `edge_cutoff`) and may hold bonds; apply RadiusGraph(cutoff) or delete it"
             )
         shortest = float(torch.as_tensor(made_with).min())
-        if shortest < cutoff:
+        # PyG collates floats to float32 tensors, where 5.2 is 5.1999998. Edges so close to the
+        # cutoff contribute nothing.
+        if shortest < cutoff * (1 - 1e-6):
             raise ValueError(
                 f"`data.edge_cutoff` must be at least the model's cutoff {cutoff} Å, got {shortest}"
             )
@@ -83,20 +110,30 @@ def from_data(data: Data, cutoff: float) -> GraphInput:
     )
 
 
-def check_atoms(z: Tensor, pos: Tensor, batch: Tensor | None) -> None:
+def check_atoms(z: Tensor, pos: Tensor, batch: Tensor | None, batch_size: int | None) -> None:
     """Checks shapes and dtypes, and on the CPU values."""
     check_atomic_numbers(z, "z")
+    if z.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"`z` must hold int64 or int32, got {z.dtype}")
     check_shape("pos", pos, z.size(0), 3)
     check_floating("pos", pos)
     if batch is not None:
         check_shape("batch", batch, z.size(0))
         if batch.dtype != torch.long:
             raise TypeError(f"`batch` must be an int64 tensor, got {batch.dtype}")
+    if batch_size is not None:
+        fewest = 1 if batch is None and z.size(0) > 0 else 0
+        if batch_size < fewest:
+            raise ValueError(f"`batch_size` must be at least {fewest}, got {batch_size}")
+    if batch is not None:
+        check_range("batch", batch, 0, 2**31 - 1 if batch_size is None else batch_size - 1)
 
 
-def check_distances(pos: Tensor, edge_index: Tensor, edge_shift: Tensor | None) -> None:
+def check_distances(
+    pos: Tensor, edge_index: Tensor, edge_shift: Tensor | None, cutoff: float
+) -> None:
     """Raises on positions that are not finite and on coincident atoms. CPU only."""
-    if pos.device.type != "cpu" or torch.compiler.is_compiling():
+    if not values_known(pos):
         return
     pos = pos.detach()
     if not bool(pos.isfinite().all()):
@@ -106,9 +143,12 @@ def check_distances(pos: Tensor, edge_index: Tensor, edge_shift: Tensor | None) 
     vectors = pos.index_select(0, target) - pos.index_select(0, source)
     if edge_shift is not None:
         vectors = vectors - edge_shift.detach()
-    zero = (vectors == 0).all(dim=1)
-    if bool(zero.any()):
-        edge = int(zero.nonzero()[0])
+        if not bool(vectors.isfinite().all()):
+            raise ValueError("`edge_shift` must be finite")
+    # Squares of float32 distances as short as that are still far from its smallest numbers.
+    coincident = vectors.square().sum(dim=1) <= (COINCIDENT * cutoff) ** 2
+    if bool(coincident.any()):
+        edge = int(coincident.nonzero()[0])
         raise ValueError(
             f"`pos` must not hold coincident atoms, got atoms {int(source[edge])} and "
             f"{int(target[edge])} at {pos[source[edge]].tolist()}"
@@ -122,17 +162,22 @@ def sorted_edges(
     z, pos, edge_index, edge_shift = inputs.z, inputs.pos, inputs.edge_index, inputs.edge_shift
     size = (z.size(0), z.size(0))
     if edge_index is None:
+        if edge_shift is not None:
+            raise ValueError("`edge_index` must be given with `edge_shift`, got None")
         edge_index, edge_shift = radius_graph(
             pos.detach(), cutoff, inputs.batch, inputs.cell, inputs.pbc, batch_size=batch_size
         )
         if inputs.cell is None:
             edge_shift = None
     else:
-        perm = CSRNeighborhood.from_edge_index(edge_index, size).perm
-        edge_index = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
         if edge_shift is not None:
             check_shape("edge_shift", edge_shift, edge_index.size(1), 3)
-        check_distances(pos, edge_index, edge_shift)
+        perm = CSRNeighborhood.from_edge_index(edge_index, size).perm
+        given = edge_index
+        edge_index = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
+        check_distances(pos, edge_index, edge_shift, cutoff)
+        if isinstance(given, EdgeIndex) and given.is_sorted_by_col and given.sparse_size() == size:
+            return given, edge_shift
         if perm is not None:
             edge_index = edge_index[:, perm]
             edge_shift = None if edge_shift is None else edge_shift[perm]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from ..checks import values_known
 from ..graph import as_cell, volume
-from ..nn import DegreeLinear
 from .checkpoint import load_checkpoint, save_checkpoint
 from .e2former import E2Former
-from .graphs import GraphInput, from_data, sum_over_graphs
+from .graphs import GraphInput, as_input, check_atoms, sum_over_graphs
 from .references import ElementReferences
 
 
@@ -139,25 +139,31 @@ class E2FormerPotential(nn.Module):
             spin (torch.Tensor, optional): The spin multiplicity of each graph.
             batch_size (int, optional): The number of graphs.
         """
-        if isinstance(data, Tensor):
-            if pos is None:
-                raise ValueError("`pos` must be given with atomic numbers")
-            inputs = GraphInput(
-                data, pos, batch, edge_index, edge_shift, cell, pbc, charge, spin, batch_size
-            )
-        else:
-            inputs = from_data(data, self.cutoff)
+        inputs = as_input(
+            data,
+            pos,
+            batch,
+            self.cutoff,
+            edge_index=edge_index,
+            edge_shift=edge_shift,
+            cell=cell,
+            pbc=pbc,
+            charge=charge,
+            spin=spin,
+            batch_size=batch_size,
+        )
         if torch.is_inference_mode_enabled():
             # Tensors made in inference mode can never enter autograd; copies made outside can.
             with torch.inference_mode(False), torch.no_grad():
-                inputs = GraphInput(
-                    *(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+                inputs = GraphInput._make(
+                    value.clone() if isinstance(value, Tensor) else value for value in inputs
                 )
                 return self._evaluate(inputs, differentiable=False)
         return self._evaluate(inputs, differentiable=torch.is_grad_enabled())
 
     def _evaluate(self, inputs: GraphInput, differentiable: bool) -> PotentialOutput:
         pos, cell = inputs.pos, inputs.cell
+        check_atoms(inputs.z, pos, inputs.batch, inputs.batch_size)
         graph, num_graphs = inputs.graph_of_atom()
         conservative = self.forces == "conservative"
         wanted: list[Tensor] = []
@@ -189,7 +195,7 @@ class E2FormerPotential(nn.Module):
         out = PotentialOutput(energy, atomic, forces, stress)
         if differentiable:
             return out
-        return PotentialOutput(*(None if value is None else value.detach() for value in out))
+        return PotentialOutput._make(None if value is None else value.detach() for value in out)
 
     def save(self, path: str | Path) -> None:
         r"""Saves weights and configuration to one safetensors file.
@@ -240,12 +246,17 @@ def _gradients(
     )
 
 
-def _stress(
-    virial: Tensor, cell: Tensor | None, pbc: Tensor | None, num_graphs: int
-) -> Tensor:
+def _stress(virial: Tensor, cell: Tensor | None, pbc: Tensor | None, num_graphs: int) -> Tensor:
     cells, periodic = as_cell(cell, pbc, num_graphs, virial.dtype, virial.device)
     volumes = volume(cells)
-    solid = periodic.all(dim=1) & (volumes > 0)
+    solid = periodic.all(dim=1)
+    if values_known(virial):
+        singular = solid & ~((volumes > 0) & volumes.isfinite())
+        if bool(singular.any()):
+            bad = int(singular.nonzero()[0])
+            raise ValueError(
+                f"`cell` must have a volume where `pbc` is true, got {cells[bad].tolist()}"
+            )
     symmetric = 0.5 * (virial + virial.transpose(1, 2))
     stress = symmetric / torch.where(solid, volumes, 1.0).view(-1, 1, 1)
     return torch.where(solid.view(-1, 1, 1), stress, 0.0)

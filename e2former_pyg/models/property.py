@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from ..checks import check_shape
 from ..nn import GatedFeedForward
 from .checkpoint import load_checkpoint, save_checkpoint
 from .e2former import E2Former
-from .graphs import GraphInput, from_data, sum_over_graphs
+from .graphs import as_input, check_atoms, sum_over_graphs
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
@@ -106,12 +107,20 @@ class E2FormerProperty(nn.Module):
             num_atoms (torch.Tensor, optional): Atoms of each graph, with :obj:`reduce="sum"`:
                 mean and scale are then those of one atom. (default: :obj:`None`)
         """
-        targets = targets.reshape(-1, self.mean.numel()).double()
+        dim = self.mean.numel()
+        if targets.numel() == 0 or (
+            targets.shape[-1:] != (dim,) and (dim > 1 or targets.dim() > 1)
+        ):
+            raise ValueError(f"`targets` must have shape [*, {dim}], got {list(targets.shape)}")
+        targets = targets.reshape(-1, dim).double()
         if not bool(targets.isfinite().all()):
             raise ValueError("`targets` must be finite")
         if self.reduce == "sum":
             if num_atoms is None:
                 raise ValueError("`num_atoms` must be given with reduce='sum'")
+            check_shape("num_atoms", num_atoms, targets.size(0))
+            if bool((num_atoms < 1).any()):
+                raise ValueError(f"`num_atoms` must be positive, got {int(num_atoms.min())}")
             targets = targets / num_atoms.view(-1, 1)
         start = 0
         for mul, degree in self.entries:
@@ -120,7 +129,8 @@ class E2FormerProperty(nn.Module):
             mean = values.mean(0) if degree == 0 else torch.zeros_like(values[0])
             spread = (values - mean).square().mean().sqrt()
             self.mean[part] = mean.to(self.mean)
-            self.scale[part] = spread.to(self.scale) if float(spread) > 0 else 1.0
+            varies = bool(spread > 1e-12 * values.abs().max())  # by more than rounding
+            self.scale[part] = spread.to(self.scale) if varies else 1.0
         return self
 
     def forward(
@@ -141,12 +151,8 @@ class E2FormerProperty(nn.Module):
             batch (torch.Tensor, optional): The graph of each atom.
             **kwargs (optional): Additional arguments of :meth:`E2Former.forward`.
         """
-        if isinstance(data, Tensor):
-            if pos is None:
-                raise ValueError("`pos` must be given with atomic numbers")
-            inputs = GraphInput(data, pos, batch, **kwargs)
-        else:
-            inputs = from_data(data, self.backbone.cutoff)
+        inputs = as_input(data, pos, batch, self.backbone.cutoff, **kwargs)
+        check_atoms(inputs.z, inputs.pos, inputs.batch, inputs.batch_size)
         graph, num_graphs = inputs.graph_of_atom()
         x = inputs.call(self.backbone, graph, num_graphs)
         x = x + self.feed_forward(x)

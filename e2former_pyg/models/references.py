@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..functional.inputs import check_shape
+from ..checks import check_range, check_shape
 from ..radial import MAX_ATOMIC_NUMBER, check_atomic_numbers
 from .graphs import sum_over_graphs
 
@@ -70,6 +69,7 @@ class ElementReferences(nn.Module):
             if values is not None and not bool(values.isfinite().all()):
                 raise ValueError(f"`{name}` must be finite")
         check_shape("batch", batch, z.size(0))
+        check_range("batch", batch, 0, energy.numel() - 1)
         present, index = z.unique(return_inverse=True)
         one_hot = nn.functional.one_hot(index, present.numel()).double()
         composition = sum_over_graphs(one_hot, batch, energy.numel())
@@ -83,6 +83,7 @@ class ElementReferences(nn.Module):
         if forces is not None:
             scale = forces.double().square().mean().sqrt()
         else:
+            rest[rest.abs() < 1e-12 * energy.abs().max()] = 0.0  # an exact fit, but for rounding
             scale = (rest / composition.sum(1).sqrt().clamp(min=1)).square().mean().sqrt()
         self.scale.copy_(scale if float(scale) > 0 else torch.ones_like(scale))
         return self

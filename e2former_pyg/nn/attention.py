@@ -15,7 +15,7 @@ from ..functional.edgewise import edge_rows, segment_sink_softmax
 from ..functional.geometry import EdgeGeometry, edge_geometry, edge_vectors
 from ..functional.inputs import node_strain
 from ..functional.paths import as_orders
-from ..functional.torch_backend import Spec, attention_logits, query_key, value_weights
+from ..functional.torch_backend import Spec, attention_logits, directional_term
 from ..graph import CSRNeighborhood
 from ..radial import RadialSplines, evaluate_splines, spline_cells
 from .invariants import BilinearInvariants
@@ -157,9 +157,15 @@ class E2FormerAttention(EquivariantMessagePassing):
         self.directional = directional
         self.dropout = float(dropout)
         source, target = self._channels
-        self.lin_query = BilinearInvariants(target, heads * qk_channels, self.lmax_in)
-        self.lin_key = BilinearInvariants(source, heads * qk_channels, self.lmax_in)
-        self.lin_value = DegreeLinear(source, out_channels, self.lmax_in)
+        size = heads * qk_channels
+        # One network gives both where one kind of nodes is both source and target.
+        self.lin_query_key = self.lin_query = self.lin_key = None
+        if isinstance(in_channels, int):
+            self.lin_query_key = BilinearInvariants(source, 2 * size, self.lmax_in)
+        else:
+            self.lin_query = BilinearInvariants(target, size, self.lmax_in)
+            self.lin_key = BilinearInvariants(source, size, self.lmax_in)
+        self.lin_value = DegreeLinear(source, out_channels, self.lmax_in, bias=False)
         self.lin_direction = None
         if directional:
             self.lin_direction = DegreeLinear(target, heads, self.lmax_in, bias=False)
@@ -169,8 +175,9 @@ class E2FormerAttention(EquivariantMessagePassing):
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module."""
         super().reset_parameters()
-        self.lin_query.reset_parameters()
-        self.lin_key.reset_parameters()
+        for module in (self.lin_query_key, self.lin_query, self.lin_key):
+            if module is not None:
+                module.reset_parameters()
         nn.init.zeros_(self.sink)
 
     @overload
@@ -251,8 +258,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         seed = None
         if dropout > 0:
             seed = torch.randint(2**62, (), device="cpu").to(x_src.device)
-        q = self.lin_query(x_dst).unflatten(-1, (self.heads, self.qk_channels))
-        k = self.lin_key(x_src).unflatten(-1, (self.heads, self.qk_channels))
+        q, k = self._query_key(x_src, x_dst)
         u = None if self.lin_direction is None else self.lin_direction(x_dst)
         inputs = {
             "q": (None, q),
@@ -279,6 +285,19 @@ class E2FormerAttention(EquivariantMessagePassing):
             return out
         alpha = self.edge_updater(graph.given, **inputs)
         return out, (edge_index, alpha)
+
+    def _query_key(self, x_src: Tensor, x_dst: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries of the targets and keys of the sources, ``[N, heads, qk_channels]``."""
+        if self.lin_query_key is None:
+            assert self.lin_query is not None and self.lin_key is not None
+            q, k = self.lin_query(x_dst), self.lin_key(x_src)
+        elif x_src is x_dst:
+            q, k = self.lin_query_key(x_src).chunk(2, dim=-1)
+        else:
+            q = self.lin_query_key(x_dst).chunk(2, dim=-1)[0]
+            k = self.lin_query_key(x_src).chunk(2, dim=-1)[1]
+        shape = (self.heads, self.qk_channels)
+        return q.unflatten(-1, shape), k.unflatten(-1, shape)
 
     def _edge_attention(
         self,
@@ -310,8 +329,15 @@ class E2FormerAttention(EquivariantMessagePassing):
             type_i,
             type_j,
         )
-        qk = query_key(q_i.to(spec.dtype), k_j.to(spec.dtype), geometry.harmonics, u_i)
-        logits, g2 = attention_logits(functions, qk, self.heads, edge_bias)
+        qk = (q_i.to(spec.dtype) * k_j.to(spec.dtype)).sum(-1, keepdim=True)
+        qk = directional_term(
+            qk * self.qk_channels**-0.5,
+            geometry.harmonics.unsqueeze(-1),
+            None if u_i is None else u_i.to(spec.dtype),
+        )
+        bias = None if edge_bias is None else edge_bias.to(spec.dtype).unsqueeze(1)
+        logits, g2 = attention_logits(functions.unsqueeze(-1), qk, bias)
+        logits, g2 = logits.squeeze(-1), g2.squeeze(-1)
         sink = self.sink.to(spec.dtype)
         alpha = segment_sink_softmax(logits, geometry, sink, index, num_targets)
         return spec, geometry, alpha, g2
@@ -364,7 +390,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         if seed is not None:
             edge = torch.arange(index.numel(), device=index.device)
             alpha = alpha * dropout_mask(seed, edge, self.heads, self.dropout, alpha.dtype)
-        weights = value_weights(alpha, g2)
+        weights = alpha.unsqueeze(1) * g2
         return edge_rows(spec, weights, v_j.to(spec.dtype), geometry.harmonics).to(v_j.dtype)
 
     def message_and_aggregate(

@@ -48,18 +48,17 @@ class E2FormerBlock(nn.Module):
         self.channels = channels
         self.lmax = lmax
         self.heads = heads
-        # The residual connection carries the node's own features already.
+        # The norms need no weights of their own, since linear maps follow, and the residual
+        # connection carries the node's own features already.
         kwargs.setdefault("root_weight", False)
-        self.norm_attention = RMSNorm(channels, lmax)
+        self.norm_attention = RMSNorm(channels, lmax, affine=False)
         self.attention = E2FormerAttention(channels, channels, lmax, heads=heads, **kwargs)
-        self.norm_feed_forward = RMSNorm(channels, lmax)
+        self.norm_feed_forward = RMSNorm(channels, lmax, affine=False)
         self.feed_forward = GatedFeedForward(channels, lmax, hidden_channels)
 
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module."""
-        self.norm_attention.reset_parameters()
         self.attention.reset_parameters()
-        self.norm_feed_forward.reset_parameters()
         self.feed_forward.reset_parameters()
 
     def forward(

@@ -211,6 +211,7 @@ class E2FormerConv(EquivariantMessagePassing):
         if edge_bias is not None:
             weights = weights + edge_bias
         weights = weights * geometry.envelope.unsqueeze(-1)
+        weights = weights.unflatten(-1, (-1, self.num_groups))
         return edge_rows(spec, weights, v_j.to(spec.dtype), geometry.harmonics).to(v_j.dtype)
 
     def message_and_aggregate(

@@ -36,7 +36,7 @@ class GatedFeedForward(nn.Module):
         self.hidden_channels = hidden_channels
         self.expand = DegreeLinear(channels, hidden_channels, lmax)
         self.gate = nn.Linear(channels, lmax * hidden_channels) if lmax > 0 else None
-        self.contract = DegreeLinear(hidden_channels, channels, lmax)
+        self.contract = DegreeLinear(hidden_channels, channels, lmax, bias=False)
 
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module."""

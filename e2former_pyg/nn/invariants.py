@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from .linear import DegreeLinear
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=None)
+@cache
 def _degree_sums(lmax: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     r"""The matrix ``[lmax + 1, rows]`` that sums rows of a degree over :math:`\sqrt{2\ell+1}`."""
 
@@ -75,7 +75,7 @@ class BilinearInvariants(nn.Module):
         left, right = self.lin(x).chunk(2, dim=-1)
         products = (left * right).transpose(0, 1)
         sums = _degree_sums(self.lmax, x.dtype, x.device) @ products.flatten(1)
-        sums = sums.view(self.lmax + 1, x.size(0), -1).transpose(0, 1)
+        sums = sums.view(self.lmax + 1, x.size(0), self.hidden_channels).transpose(0, 1)
         return self.mlp(sums.flatten(1))
 
     def __repr__(self) -> str:

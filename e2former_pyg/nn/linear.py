@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_floating, check_shape
 from ..functional import Coupling
-from ..so3 import degree_index
 
 
 def add_to_scalars(x: Tensor, bias: Tensor) -> Tensor:
@@ -15,11 +15,9 @@ def add_to_scalars(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def check_features(x: Tensor, lmax: int, channels: int) -> None:
-    """Raises unless ``x`` has shape ``[N, (lmax + 1)**2, channels]``."""
-    if x.dim() != 3 or x.size(1) != (lmax + 1) ** 2 or x.size(2) != channels:
-        raise ValueError(
-            f"`x` must have shape [N, {(lmax + 1) ** 2}, {channels}], got {list(x.shape)}"
-        )
+    """Raises unless ``x`` holds floating point features ``[N, (lmax + 1)**2, channels]``."""
+    check_shape("x", x, "N", (lmax + 1) ** 2, channels)
+    check_floating("x", x)
 
 
 class DegreeLinear(nn.Module):
@@ -59,8 +57,8 @@ class DegreeLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(x, self.lmax, self.in_channels)
-        # One batched product over rows; repeating a weight costs less than a call per degree.
-        weight = self.weight.index_select(0, degree_index(self.lmax, x.device))
+        # One batched product over rows: repeating weights costs less than a call per degree.
+        weight = torch.cat([w.expand(2 * l + 1, -1, -1) for l, w in enumerate(self.weight)])
         if self.bias is None:
             return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
         bias = nn.functional.pad(self.bias.view(1, 1, -1), (0, 0, 0, 0, 0, x.size(1) - 1))
@@ -104,6 +102,8 @@ class PathLinear(nn.Module):
             nn.init.normal_(weight, std=max(weight.size(0), 1) ** -0.5)
 
     def forward(self, rows: Tensor) -> Tensor:
+        check_shape("rows", rows, "N", self.coupling.num_rows, self.in_channels)
+        check_floating("rows", rows)
         # Rows first, as in DegreeLinear: then no operation of a model meets mixed strides.
         counts = self.coupling.paths_per_degree
         sizes = [(2 * degree + 1) * paths for degree, paths in enumerate(counts)]

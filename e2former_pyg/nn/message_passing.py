@@ -12,7 +12,7 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import Adj
 from torch_geometric.utils import is_sparse, to_edge_index
 
-from ..functional.inputs import check_floating, check_shape
+from ..checks import check_floating, check_shape
 from ..functional.paths import as_orders, coupling
 from ..functional.torch_backend import Spec
 from ..graph import CSRNeighborhood

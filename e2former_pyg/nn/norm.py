@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
 from ..so3 import degree_index
+from ..so3.degrees import build_constant
 from .linear import add_to_scalars, check_features
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _balance(lmax: int, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The weight of each row's squares in the mean."""
+
+    def build() -> Tensor:
+        rows = 2 * degree_index(lmax, "cpu") + 1
+        return (rows * (lmax + 1) * channels).double().reciprocal().to(device, dtype)
+
+    return build_constant(build)
 
 
 class RMSNorm(nn.Module):
@@ -23,33 +38,42 @@ class RMSNorm(nn.Module):
         channels (int): Size of each row.
         lmax (int): Highest degree.
         eps (float, optional): :math:`\epsilon`. (default: :obj:`1e-5`)
+        affine (bool, optional): If set to :obj:`False`, there are no :math:`\gamma` and
+            :math:`\beta`: a linear map that follows has the same effect.
+            (default: :obj:`True`)
 
     Shapes:
         - **input:** :math:`(N, (l_{\max}+1)^2, C)`
         - **output:** :math:`(N, (l_{\max}+1)^2, C)`
     """
 
-    def __init__(self, channels: int, lmax: int, eps: float = 1e-5) -> None:
+    def __init__(
+        self, channels: int, lmax: int, eps: float = 1e-5, affine: bool = True
+    ) -> None:
         super().__init__()
         self.channels = channels
         self.lmax = lmax
         self.eps = eps
-        self.weight = nn.Parameter(torch.empty(lmax + 1, channels))
-        self.bias = nn.Parameter(torch.empty(channels))
+        self.weight = nn.Parameter(torch.empty(lmax + 1, channels)) if affine else None
+        self.bias = nn.Parameter(torch.empty(channels)) if affine else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module."""
-        nn.init.ones_(self.weight)
-        nn.init.zeros_(self.bias)
+        if self.weight is not None and self.bias is not None:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(x, self.lmax, self.channels)
-        degree = degree_index(self.lmax, x.device)
-        balance = ((2 * degree + 1) * (self.lmax + 1) * self.channels).reciprocal().to(x.dtype)
+        balance = _balance(self.lmax, self.channels, x.dtype, x.device)
         mean = torch.mv(x.square().sum(-1), balance)
-        scale = (mean + self.eps).rsqrt().view(-1, 1, 1)
-        return add_to_scalars(x * scale * self.weight.index_select(0, degree), self.bias)
+        out = x * (mean + self.eps).rsqrt().view(-1, 1, 1)
+        if self.weight is None or self.bias is None:
+            return out
+        return add_to_scalars(
+            out * self.weight.index_select(0, degree_index(self.lmax, x.device)), self.bias
+        )
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}({self.channels}, lmax={self.lmax})"

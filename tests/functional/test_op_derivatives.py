@@ -12,7 +12,7 @@ KINDS = pytest.mark.parametrize("convolution", [False, True], ids=["attention", 
 SMALL = {
     "plain": {"orders": (0, 1)},
     "edges": {"orders": (1,), "bias": True, "shift": True},
-    "strain": {"orders": (0, 2), "lmax": 2, "graphs": 2},
+    "strain": {"orders": (2,), "lmax": 2, "graphs": 1},
     "bipartite": {"orders": (0, 1), "sources": 3, "shift": True, "parity": "o3"},
 }
 
@@ -93,8 +93,9 @@ def test_chunked_is_unchunked(reference, monkeypatch, convolution, budget, wante
     parts = derivatives(case, wanted)
     assert whole.keys() == parts.keys()
     for name, expected in whole.items():
-        scale = expected.abs().max()
-        assert scale > 1e-3, name
+        scale = expected.abs().max().clamp(min=1e-3)
+        # The operation is linear in its values.
+        assert expected.any() or (wanted == ("v",) and name == "dd v")
         assert (parts[name] - expected).abs().max() < 1e-11 * scale, name
 
 

@@ -92,7 +92,7 @@ def test_saved_memory_is_linear_in_nodes(reference, convolution):
 
 
 @KINDS
-@pytest.mark.parametrize("nodes, degree", [(64, 32), (256, 32), (64, 128)])
+@pytest.mark.parametrize("nodes, degree", [(32, 32), (128, 32), (32, 128)])
 def test_largest_tensor_is_a_chunk(reference, convolution, nodes, degree):
     case, inputs = regular_case(reference, convolution, nodes, degree).leaves()
     with Largest() as largest:
@@ -106,8 +106,8 @@ def test_largest_tensor_is_a_chunk(reference, convolution, nodes, degree):
 def test_peak_is_set_by_the_chunk(reference, convolution):
     """Four times the neighbours: the same chunks, more of them."""
     step(*regular_case(reference, convolution, 8, 8).leaves())  # caches are filled
-    _, few = allocated_bytes(step, regular_case(reference, convolution, nodes=64, degree=32))
-    _, many = allocated_bytes(step, regular_case(reference, convolution, nodes=64, degree=128))
-    edge_tensor = 64 * 128 * 9 * CHANNELS * 8
+    _, few = allocated_bytes(step, regular_case(reference, convolution, nodes=32, degree=32))
+    _, many = allocated_bytes(step, regular_case(reference, convolution, nodes=32, degree=128))
+    edge_tensor = 32 * 128 * 9 * CHANNELS * 8
     assert many < 1.2 * few
     assert many < 0.5 * edge_tensor

@@ -69,6 +69,23 @@ def test_bfloat16_features(reference, convolution):
     assert reference.error(out, case.run()) < 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("logit", [300.0, -300.0, 2e4, -2e4])
+def test_extreme_logits(reference, dtype, logit):
+    case = large_case(reference, False, bias=True)
+    case.edge_bias[::3] += logit
+    case, inputs = case.map(lambda tensor: tensor.to(dtype)).leaves()
+    out = case.run()
+    first = torch.autograd.grad(out.square().sum(), [inputs["pos"], inputs["v"]], create_graph=True)
+    loss = sum(grad.square().sum() for grad in first)
+    second = torch.autograd.grad(loss, list(inputs.values()))
+    assert all(torch.isfinite(tensor).all() for tensor in (out, *first, *second))
+    if abs(logit) == 300.0:  # the definition without a shift holds it in float64
+        exact = case.map(lambda tensor: tensor.detach().double())
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+        assert reference.error(out, reference.naive(exact)) < tolerance
+
+
 # The cutoff ##################################################################
 
 
@@ -76,7 +93,7 @@ def crossing(reference, convolution, neighbours):
     """A function of the distance of one neighbour: the only one, the one with the largest logit,
     or one of many. It returns outputs, forces, and the derivative of a function of the forces.
     """
-    case = reference.make_case(convolution=convolution, nodes=2, sources=12)
+    case = reference.make_case(convolution=convolution, nodes=3, sources=12)
     count = 12 if neighbours == "many" else 1
     if neighbours == "largest":
         count = 4

@@ -352,6 +352,8 @@ def test_bad_input():
     for batch in ([0, 0, 1, 1, 2, 3], [-1, 0, 0, 0, 0, 0]):
         with pytest.raises(IndexError, match=r"`batch` holds graph .*\[0, 3\)"):
             radius_graph(pos, 3.0, torch.tensor(batch), batch_size=3)
+    with pytest.raises(ValueError, match=r"`cell` must have shape .* found \[2, 3, 3\]"):
+        radius_graph(pos, 3.0, cell=torch.stack((cell, cell)))
     with pytest.raises(ValueError, match="`max_num_neighbors`"):
         radius_graph(pos, 3.0, max_num_neighbors=-1)
 

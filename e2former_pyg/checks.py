@@ -1,0 +1,44 @@
+"""Checks of arguments, with messages that name them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+
+def values_known(tensor: Tensor) -> bool:
+    """Whether values can be looked at: on the CPU, where it costs no sync, and untraced."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and get_proxy_mode() is None
+    )
+
+
+def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
+    """Raises unless ``tensor`` has ``shape``; strings stand for sizes that are free."""
+    found = list(tensor.shape)
+    matches = len(found) == len(shape) and all(
+        isinstance(want, str) or size == want for size, want in zip(found, shape, strict=True)
+    )
+    if not matches:
+        expected = ", ".join(str(size) for size in shape)
+        raise ValueError(f"`{name}` must have shape [{expected}], got {found}")
+
+
+def check_floating(name: str, tensor: Tensor | None) -> None:
+    """Raises unless ``tensor`` has a floating point dtype or is absent."""
+    if tensor is not None and not tensor.is_floating_point():
+        raise TypeError(f"`{name}` must have a floating point dtype, got {tensor.dtype}")
+
+
+def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
+    """Raises on integers outside ``low..high``, where values are known."""
+    if not values_known(tensor) or tensor.numel() == 0:
+        return
+    smallest, largest = (int(value) for value in tensor.aminmax())
+    if smallest < low or largest > high:
+        found = smallest if smallest < low else largest
+        raise ValueError(f"`{name}` must lie in {low}..{high}, got {found}")

@@ -1,0 +1,66 @@
+"""Softmax over neighbours with an envelope as a weight and a sink in the denominator."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def sink_softmax(logits: Tensor, weight: Tensor, sink: Tensor) -> Tensor:
+    r""":math:`\alpha_k = w_k e^{s_k} / (e^b + \sum_k w_k e^{s_k})` over the last dimension.
+
+    The shift, the largest of :math:`s + \log w` and the sink, bounds every term by 1. Where the
+    weight is zero, nothing depends on the logit.
+
+    Args:
+        logits (torch.Tensor): Logits :math:`s`, ``[n, H, K]``.
+        weight (torch.Tensor): Weights :math:`w \ge 0`, ``[n, K]``.
+        sink (torch.Tensor): Logits :math:`b` of the sink, ``[H]``.
+    """
+    return _SinkSoftmax.apply(logits, weight.unsqueeze(1), sink.unsqueeze(-1))[0]
+
+
+def _unweighted(logits: Tensor, weight: Tensor, lse: Tensor) -> Tensor:
+    """``exp(s - lse)`` where the weight is not zero: no quotient by it, which may underflow."""
+    return (logits - lse).masked_fill(weight == 0, -math.inf).exp()
+
+
+class _SinkSoftmax(torch.autograd.Function):
+    """Returns the weights and the log-sum-exp; both are differentiable any number of times."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, weight: Tensor, sink: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scores = (logits + weight.log()).masked_fill(weight == 0, -math.inf)
+        shift = torch.maximum(scores.amax(dim=-1, keepdim=True), sink)
+        terms = weight * _unweighted(logits, weight, shift)
+        total = (sink - shift).exp() + terms.sum(dim=-1, keepdim=True)
+        alpha, lse = terms / total, shift + total.log()
+        ctx.save_for_backward(logits, weight, sink, alpha, lse)
+        ctx.set_materialize_grads(False)
+        return alpha, lse
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_alpha: Tensor | None, grad_lse: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        if grad_alpha is None and grad_lse is None:
+            return None, None, None
+        logits, weight, sink, alpha, lse = ctx.saved_tensors
+        need_logits, need_weight, need_sink = ctx.needs_input_grad
+        shared, change = grad_lse, grad_lse
+        if grad_alpha is not None:
+            mean = (alpha * grad_alpha).sum(dim=-1, keepdim=True)
+            shared = -mean if grad_lse is None else grad_lse - mean
+            change = grad_alpha + shared
+        return (
+            alpha * change if need_logits else None,
+            (_unweighted(logits, weight, lse) * change).sum(dim=1, keepdim=True)
+            if need_weight
+            else None,
+            ((sink - lse).exp() * shared).sum(dim=0) if need_sink else None,
+        )
