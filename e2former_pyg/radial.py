@@ -114,15 +114,15 @@ class _Evaluate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, polynomials: Tensor, t: Tensor, index: Tensor, derivative: int
-    ) -> Tensor:
+    def forward(ctx: Any, polynomials: Tensor, t: Tensor, index: Tensor, derivative: int) -> Tensor:
         ctx.save_for_backward(polynomials, t, index)
         ctx.derivative = derivative
         rows = polynomials.flatten(1).index_select(0, index).view(-1, *polynomials.shape[1:])
         t = t.unsqueeze(-1)
-        out = torch.zeros_like(rows[:, 0])
-        for exponent in range(3, derivative - 1, -1):  # Horner
+        if derivative > 3:
+            return torch.zeros_like(rows[:, 0])
+        out = rows[:, 3] * math.perm(3, derivative)
+        for exponent in range(2, derivative - 1, -1):  # Horner
             out.mul_(t).add_(rows[:, exponent], alpha=math.perm(exponent, derivative))
         return out
 

@@ -21,7 +21,7 @@ from .inputs import (
 )
 from .paths import as_orders, coupling
 from .recompute import Axis, chunked
-from .torch_backend import Spec, attention_chunk, chunks_of
+from .torch_backend import Spec, attention_chunk, by_head, chunks_of
 
 
 def equivariant_attention(
@@ -115,7 +115,9 @@ def equivariant_attention(
         raise ValueError(
             f"`v` must have channels divisible by the {heads} heads of `q`, got {v.size(-1)}"
         )
-    check_shape("radial.coefficients", radial.coefficients, "T", "T", "K", (2 + len(orders)) * heads)
+    check_shape(
+        "radial.coefficients", radial.coefficients, "T", "T", "K", (2 + len(orders)) * heads
+    )
     lmax_in = degree_of("v", v.size(1))
     lmax_u = 0
     if u is not None:
@@ -145,8 +147,7 @@ def equivariant_attention(
         "type_i": (Axis.TARGET, radial.target_type),
         "strain": (Axis.TARGET, strain),
         "k": (Axis.SOURCE, k.to(spec.dtype)),
-        # Degrees fastest, so that a channel's moments are one contiguous row of the coupling.
-        "v": (Axis.SOURCE, v.to(spec.dtype).transpose(1, 2).contiguous()),
+        "v": (Axis.SOURCE, by_head(v.to(spec.dtype), spec.heads)),
         "pos_j": (Axis.SOURCE, source_pos),
         "type_j": (Axis.SOURCE, radial.source_type),
         "edge_shift": (Axis.EDGE, edge_shift),
@@ -156,6 +157,14 @@ def equivariant_attention(
         "seed": (Axis.SHARED, seed if dropout > 0 else None),
     }
     axes, tensors = zip(*inputs.values(), strict=True)
-    out = v.new_zeros(neighborhood.num_targets, v.size(-1), spec.coupling.num_rows, dtype=spec.dtype)
-    out = chunked(partial(attention_chunk, spec), chunks_of(spec, neighborhood, v), out, axes, tensors)
-    return out.transpose(1, 2).to(v.dtype)
+    out = v.new_zeros(
+        neighborhood.num_targets, spec.coupling.num_rows, v.size(-1), dtype=spec.dtype
+    )
+    out = chunked(
+        partial(attention_chunk, spec),
+        chunks_of(spec, neighborhood, v, radial.num_functions, q.size(1) * q.size(2)),
+        out,
+        axes,
+        tensors,
+    )
+    return out.to(v.dtype)

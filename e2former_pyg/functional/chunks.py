@@ -42,30 +42,34 @@ class Chunk:
         return self.col.unsqueeze(1) * heads + head.view(-1, 1)
 
 
-_PLANS: WeakKeyDictionary[CSRNeighborhood, dict[int, list[Chunk]]] = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[CSRNeighborhood, dict[tuple[int, int], list[Chunk]]] = WeakKeyDictionary()
 
 
-def plan(neighborhood: CSRNeighborhood, elements_per_edge: int) -> list[Chunk]:
+def plan(neighborhood: CSRNeighborhood, per_slot: int, per_node: int = 0) -> list[Chunk]:
     """Chunks that cover every target with at least one edge.
 
     Args:
         neighborhood (CSRNeighborhood): The neighbourhoods.
-        elements_per_edge (int): Elements of the largest intermediate for each slot.
+        per_slot (int): Elements of the largest intermediate for each slot.
+        per_node (int): The same for each target.
     """
-    budget = max(CHUNK_ELEMENTS // elements_per_edge, 1)
+    # In slots: how many fit, and how many a target takes at least.
+    budget = max(CHUNK_ELEMENTS // per_slot, 1)
+    least = -(-per_node // per_slot)
     plans = _PLANS.setdefault(neighborhood, {})
-    if budget not in plans:
-        plans[budget] = _build(neighborhood, budget)
-    return plans[budget]
+    if (budget, least) not in plans:
+        plans[budget, least] = _build(neighborhood, budget, least)
+    return plans[budget, least]
 
 
-def _build(neighborhood: CSRNeighborhood, budget: int) -> list[Chunk]:
+def _build(neighborhood: CSRNeighborhood, budget: int, least: int) -> list[Chunk]:
     num_edges, num_targets = neighborhood.num_edges, neighborhood.num_targets
     if num_edges == 0:
         return []
     degree = neighborhood.degree.long()
     width = int(degree.max())
-    if num_targets * width <= min(budget, _PADDING_LIMIT * num_edges):
+    fits = num_targets * max(width, least) <= budget
+    if fits and num_targets * width <= _PADDING_LIMIT * num_edges:
         return [_chunk(neighborhood, None, degree, width)]
 
     order = torch.argsort(degree, stable=True)
@@ -74,7 +78,7 @@ def _build(neighborhood: CSRNeighborhood, budget: int) -> list[Chunk]:
     chunks = []
     while start < num_targets:
         stop = start + 1
-        while stop < num_targets and (stop + 1 - start) * widths[stop] <= budget:
+        while stop < num_targets and (stop + 1 - start) * max(widths[stop], least) <= budget:
             stop += 1
         rows = order[start:stop].sort().values
         chunks.append(_chunk(neighborhood, rows, degree[rows], widths[stop - 1]))
@@ -82,9 +86,7 @@ def _build(neighborhood: CSRNeighborhood, budget: int) -> list[Chunk]:
     return chunks
 
 
-def _chunk(
-    neighborhood: CSRNeighborhood, rows: Tensor | None, degree: Tensor, width: int
-) -> Chunk:
+def _chunk(neighborhood: CSRNeighborhood, rows: Tensor | None, degree: Tensor, width: int) -> Chunk:
     first = neighborhood.rowptr[:-1].long()
     if rows is not None:
         first = first[rows]

@@ -13,7 +13,7 @@ from ..radial import RadialSplines
 from .inputs import PairTensor, as_pair, check_edges, degree_of, node_strain, resolve_backend
 from .paths import as_orders, coupling
 from .recompute import Axis, chunked
-from .torch_backend import Spec, chunks_of, convolution_chunk
+from .torch_backend import Spec, by_head, chunks_of, convolution_chunk
 
 
 def equivariant_convolution(
@@ -81,8 +81,8 @@ def equivariant_convolution(
     groups, rest = divmod(functions, len(orders))
     if groups == 0 or rest or v.size(-1) % groups != 0:
         raise ValueError(
-            f"`radial` must have G functions for each of the {len(orders)} orders, with G a divisor "
-            f"of the {v.size(-1)} channels of `v`; got {functions} functions"
+            f"`radial` must have G functions for each of the {len(orders)} orders, with G a "
+            f"divisor of the {v.size(-1)} channels of `v`; got {functions} functions"
         )
     lmax_in = degree_of("v", v.size(1))
     spec = Spec(
@@ -98,7 +98,7 @@ def equivariant_convolution(
         "pos_i": (Axis.TARGET, target_pos),
         "type_i": (Axis.TARGET, radial.target_type),
         "strain": (Axis.TARGET, strain),
-        "v": (Axis.SOURCE, v.to(spec.dtype).transpose(1, 2).contiguous()),
+        "v": (Axis.SOURCE, by_head(v.to(spec.dtype), spec.heads)),
         "pos_j": (Axis.SOURCE, source_pos),
         "type_j": (Axis.SOURCE, radial.source_type),
         "edge_shift": (Axis.EDGE, edge_shift),
@@ -106,6 +106,14 @@ def equivariant_convolution(
         "polynomials": (Axis.SHARED, radial.cell_polynomials().to(spec.dtype)),
     }
     axes, tensors = zip(*inputs.values(), strict=True)
-    out = v.new_zeros(neighborhood.num_targets, v.size(-1), spec.coupling.num_rows, dtype=spec.dtype)
-    out = chunked(partial(convolution_chunk, spec), chunks_of(spec, neighborhood, v), out, axes, tensors)
-    return out.transpose(1, 2).to(v.dtype)
+    out = v.new_zeros(
+        neighborhood.num_targets, spec.coupling.num_rows, v.size(-1), dtype=spec.dtype
+    )
+    out = chunked(
+        partial(convolution_chunk, spec),
+        chunks_of(spec, neighborhood, v, functions),
+        out,
+        axes,
+        tensors,
+    )
+    return out.to(v.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .geometry import EdgeGeometry
-from .torch_backend import Spec, moment_weights
+from .torch_backend import Spec, by_head, moment_weights
 
 
 def segment_sink_softmax(
@@ -36,8 +36,6 @@ def edge_rows(spec: Spec, weights: Tensor, v_j: Tensor, harmonics: Tensor) -> Te
     """Path rows ``[E, P, C]`` of single edges, from weights ``[E, orders, H]`` and values
     ``[E, inputs, C]``.
     """
-    num_edges, inputs, channels = v_j.shape
     weights = moment_weights(spec, weights.unsqueeze(-1), harmonics.unsqueeze(-1))
-    values = v_j.transpose(1, 2).reshape(num_edges, spec.heads, -1, 1)
-    moments = (values * weights.transpose(2, 3)).view(num_edges, channels, inputs, -1)
-    return spec.coupling.couple(moments).transpose(1, 2)
+    moments = weights.unsqueeze(-1) * by_head(v_j, spec.heads).unsqueeze(2)
+    return spec.coupling.couple(moments)

@@ -29,7 +29,8 @@ def edge_geometry(
 ) -> EdgeGeometry:
     r"""Geometry of edge vectors :math:`r_{ij}`, which are cast to ``dtype`` first.
 
-    An edge of zero length has length 0 and :math:`Y^l = 0` for :math:`l > 0`, all with zero derivative.
+    An edge of zero length has length 0 and :math:`Y^l = 0` for :math:`l > 0`, all with zero
+    derivative.
     """
     vectors = vectors.to(dtype)
     squared = vectors.square().sum(-1)

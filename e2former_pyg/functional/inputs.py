@@ -38,7 +38,9 @@ def check_edges(
     num_sources, num_targets = neighborhood.num_sources, neighborhood.num_targets
     check_shape("v", v, num_sources, "(lmax + 1)**2", "C")
     check_floating("v", v)
-    for tensor, size, side in zip(pos, (num_sources, num_targets), ("source", "target")):
+    for tensor, size, side in zip(
+        pos, (num_sources, num_targets), ("source", "target"), strict=True
+    ):
         check_shape(f"pos ({side}s)" if pos[0] is not pos[1] else "pos", tensor, size, 3)
         check_floating("pos", tensor)
     check_shape("radial.source_type", radial.source_type, num_sources)

@@ -47,6 +47,7 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, values, index = ctx.saved_tensors
         need_weights, need_values, _ = ctx.needs_input_grad
+        grad = grad.contiguous()  # batched products of transposed matrices are slow
         return (
             _Dot.apply(grad, values, index) if need_weights else None,
             _Scatter.apply(weights, grad, index, values.size(0)) if need_values else None,
@@ -76,9 +77,7 @@ class _Scatter(torch.autograd.Function):
     """``out[s] = sum over the slots (n, h, k) of source s of weights[n, h, :, k] . sums[n, h]``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, weights: Tensor, sums: Tensor, index: Tensor, num_sources: int
-    ) -> Tensor:
+    def forward(ctx: Any, weights: Tensor, sums: Tensor, index: Tensor, num_sources: int) -> Tensor:
         ctx.save_for_backward(weights, sums, index)
         heads, size = sums.size(1), sums.size(-1)
         slots = torch.bmm(_batched(weights).transpose(1, 2), _batched(sums))

@@ -28,7 +28,7 @@ class Path(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Coefficients of a contiguous range of moments, ``[inputs * moments, rows]``."""
+    """Coefficients of a contiguous range of moments, ``[rows, moments * inputs]``."""
 
     start: int
     stop: int
@@ -39,8 +39,8 @@ class _Block(NamedTuple):
 class Coupling:
     r"""The paths :math:`(l_1, \ell, l_3)` of one operation and where their rows lie.
 
-    Output rows are grouped by :math:`l_3`; inside a group the order is ``m3`` first, path last, so that a group is the
-    operand ``[N, 2 * l3 + 1, paths * C]`` of one matrix product.
+    Output rows are grouped by :math:`l_3`; inside a group the order is ``m3`` first, path last, so
+    that a group is the operand ``[N, 2 * l3 + 1, paths * C]`` of one matrix product.
     """
 
     lmax_in: int
@@ -86,30 +86,36 @@ class Coupling:
         return range(start, start + (2 * path.degree_out + 1) * len(siblings), len(siblings))
 
     def dense(self) -> Tensor:
-        """All coefficients, float64 ``[num_inputs, num_moments, num_rows]``."""
+        """All coefficients, float64 ``[num_rows, num_moments, num_inputs]``."""
         table = torch.zeros(
-            self.num_inputs, self.num_moments, self.num_rows, dtype=torch.float64, device="cpu"
+            self.num_rows, self.num_moments, self.num_inputs, dtype=torch.float64, device="cpu"
         )
         for path in self.paths:
             l1, order, l3 = path
             start = sum(2 * other + 1 for other in self.orders if other < order)
             rows = self.row_of(path)
             table[
-                l1 * l1 : (l1 + 1) ** 2,
-                start : start + 2 * order + 1,
                 rows.start : rows.stop : rows.step,
-            ] = clebsch_gordan(l1, order, l3, device="cpu")
+                start : start + 2 * order + 1,
+                l1 * l1 : (l1 + 1) ** 2,
+            ] = clebsch_gordan(l1, order, l3, device="cpu").permute(2, 1, 0)
         return table
 
     def couple(self, moments: Tensor) -> Tensor:
-        """Couples moments ``[..., num_inputs, num_moments]`` to path rows ``[..., num_rows]``."""
+        """Couples moments ``[N, H, num_moments, num_inputs, D]`` to path rows
+        ``[N, num_rows, H * D]``.
+
+        Rows come first in memory, which is how the mixing of paths reads them.
+        """
+        num_nodes, heads, _, num_inputs, size = moments.shape
+        flat = moments.permute(2, 3, 0, 1, 4).reshape(-1, num_nodes * heads * size)
         blocks, permutation = _blocks(self, moments.dtype, moments.device)
         parts = [
-            moments[..., block.start : block.stop].flatten(-2) @ block.table for block in blocks
+            block.table @ flat[block.start * num_inputs : block.stop * num_inputs]
+            for block in blocks
         ]
-        if permutation is None:
-            return parts[0]
-        return torch.cat(parts, dim=-1).index_select(-1, permutation)
+        rows = parts[0] if permutation is None else torch.cat(parts)[permutation]
+        return rows.view(self.num_rows, num_nodes, heads * size).transpose(0, 1)
 
 
 @torch.compiler.assume_constant_result
@@ -125,15 +131,15 @@ def _build_blocks(
 ) -> tuple[list[_Block], Tensor | None]:
     dense = coupling.dense()
     if dense.numel() <= _DENSE_LIMIT or len(coupling.orders) == 1:
-        table = dense.flatten(0, 1).to(device, dtype)
+        table = dense.flatten(1).to(device, dtype)
         return [_Block(0, coupling.num_moments, table)], None
     blocks, rows, start = [], [], 0
     for order in coupling.orders:
         stop = start + 2 * order + 1
-        part = dense[:, start:stop].flatten(0, 1)
-        used = part.abs().amax(dim=0).nonzero().squeeze(1)
+        part = dense[:, start:stop].flatten(1)
+        used = part.abs().amax(dim=1).nonzero().squeeze(1)
         rows.append(used)
-        blocks.append(_Block(start, stop, part[:, used].to(device, dtype)))
+        blocks.append(_Block(start, stop, part[used].to(device, dtype)))
         start = stop
     return blocks, torch.cat(rows).argsort().to(device)
 
@@ -154,7 +160,9 @@ def as_orders(order: int | Iterable[int]) -> tuple[int, ...]:
     """Normalises ``order`` (``n`` means ``{n}``) to a sorted tuple."""
     orders = (order,) if isinstance(order, int) else tuple(order)
     if not orders or any(isinstance(n, bool) or not isinstance(n, int) for n in orders):
-        raise ValueError(f"`order` must be an integer or a non-empty set of integers, got {order!r}")
+        raise ValueError(
+            f"`order` must be an integer or a non-empty set of integers, got {order!r}"
+        )
     if min(orders) < 0 or max(orders) > MAX_DEGREE or len(set(orders)) != len(orders):
         raise ValueError(f"`order` must hold distinct integers in 0..{MAX_DEGREE}, got {order!r}")
     return tuple(sorted(orders))
@@ -168,8 +176,9 @@ def coupling(lmax_in: int, lmax_out: int, orders: tuple[int, ...], parity: str =
         lmax_in (int): Highest degree of the features.
         lmax_out (int): Highest degree of the output.
         orders (tuple): Degrees :math:`\ell` of the harmonics, ascending.
-        parity (str): ``"so3"`` keeps every path, ``"o3"`` those with even :math:`l_1+\ell+l_3`, so that a mirrored
-            input gives the mirrored output. (default: ``"so3"``)
+        parity (str): ``"so3"`` keeps every path, ``"o3"`` those with even
+            :math:`l_1+\ell+l_3`, so that a mirrored input gives the mirrored output.
+            (default: ``"so3"``)
     """
     for name, degree in (("lmax_in", lmax_in), ("lmax", lmax_out)):
         if not 0 <= degree <= MAX_DEGREE:
@@ -185,6 +194,7 @@ def coupling(lmax_in: int, lmax_out: int, orders: tuple[int, ...], parity: str =
     )
     if not paths:
         raise ValueError(
-            f"no coupling path exists for lmax_in={lmax_in}, lmax={lmax_out}, order={orders}, parity={parity!r}"
+            f"`order` = {orders} gives no coupling path for lmax_in={lmax_in}, lmax={lmax_out}, "
+            f"parity={parity!r}"
         )
     return Coupling(lmax_in, lmax_out, orders, paths)

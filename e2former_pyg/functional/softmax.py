@@ -32,9 +32,7 @@ class _SinkSoftmax(torch.autograd.Function):
     """Returns the weights and the log-sum-exp; both are differentiable any number of times."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, weight: Tensor, sink: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, weight: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
         scores = (logits + weight.log()).masked_fill(weight == 0, -math.inf)
         shift = torch.maximum(scores.amax(dim=-1, keepdim=True), sink)
         terms = weight * _unweighted(logits, weight, shift)
@@ -52,10 +50,10 @@ class _SinkSoftmax(torch.autograd.Function):
             return None, None, None
         logits, weight, sink, alpha, lse = ctx.saved_tensors
         need_logits, need_weight, need_sink = ctx.needs_input_grad
-        shared, change = grad_lse, grad_lse
+        shared = torch.zeros_like(lse) if grad_lse is None else grad_lse
+        change = shared
         if grad_alpha is not None:
-            mean = (alpha * grad_alpha).sum(dim=-1, keepdim=True)
-            shared = -mean if grad_lse is None else grad_lse - mean
+            shared = shared - (alpha * grad_alpha).sum(dim=-1, keepdim=True)
             change = grad_alpha + shared
         return (
             alpha * change if need_logits else None,

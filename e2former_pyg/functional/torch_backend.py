@@ -110,14 +110,11 @@ def _functions(
 
 
 def _path_rows(spec: Spec, chunk: Chunk, weights: Tensor, v: Tensor) -> Tensor:
-    """Sums ``weights [n, H, moments, K]`` times ``v [s, C, inputs]`` over neighbours and couples
-    once per node: ``[n, C, P]``.
+    """Sums ``weights [n, H, moments, K]`` times ``v [s, H, inputs, D]`` over neighbours and couples
+    once per node: ``[n, P, C]``.
     """
-    channels, inputs = v.shape[1:]
-    values = v.view(-1, spec.heads, channels // spec.heads * inputs)
-    moments = neighbor_sum(weights, values, chunk.head_index(spec.heads))
-    moments = moments.transpose(2, 3).reshape(-1, channels, inputs, weights.size(2))
-    return spec.coupling.couple(moments)
+    moments = neighbor_sum(weights, v.flatten(2), chunk.head_index(spec.heads))
+    return spec.coupling.couple(moments.unflatten(-1, v.shape[2:]))
 
 
 def attention_chunk(
@@ -138,7 +135,7 @@ def attention_chunk(
     sink: Tensor,
     seed: Tensor | None,
 ) -> Tensor:
-    """Path rows ``[n, C, P]`` of :func:`~e2former_pyg.functional.equivariant_attention`."""
+    """Path rows ``[n, P, C]`` of :func:`~e2former_pyg.functional.equivariant_attention`."""
     edges = _edges(spec, chunk, pos_i, pos_j, edge_shift, strain)
     functions = _functions(chunk, edges, type_i, type_j, polynomials)
     scaled = (q * (1 / math.sqrt(q.size(-1)))).unsqueeze(2)
@@ -166,7 +163,7 @@ def convolution_chunk(
     edge_bias: Tensor | None,
     polynomials: Tensor,
 ) -> Tensor:
-    """Path rows ``[n, C, P]`` of :func:`~e2former_pyg.functional.equivariant_convolution`."""
+    """Path rows ``[n, P, C]`` of :func:`~e2former_pyg.functional.equivariant_convolution`."""
     edges = _edges(spec, chunk, pos_i, pos_j, edge_shift, strain)
     functions = _functions(chunk, edges, type_i, type_j, polynomials)
     if edge_bias is not None:
@@ -175,8 +172,22 @@ def convolution_chunk(
     return _path_rows(spec, chunk, moment_weights(spec, weights, edges.harmonics), v)
 
 
-def chunks_of(spec: Spec, neighborhood: CSRNeighborhood, v: Tensor) -> list[Chunk]:
-    """Chunks whose largest intermediate fits the budget."""
-    inputs = spec.coupling.num_inputs
-    per_edge = max(v.size(-1) * inputs, spec.heads * spec.coupling.num_moments)
-    return plan(neighborhood, per_edge)
+def by_head(v: Tensor, heads: int) -> Tensor:
+    """``[s, inputs, C]`` as ``[s, H, inputs, D]``, so that a head's values are one row."""
+    return v.unflatten(-1, (heads, v.size(-1) // heads)).transpose(1, 2).contiguous()
+
+
+def chunks_of(
+    spec: Spec, neighborhood: CSRNeighborhood, v: Tensor, num_functions: int, qk_size: int = 0
+) -> list[Chunk]:
+    """Chunks whose largest intermediates fit the budget.
+
+    For each slot these are gathered values, keys (``qk_size``) or spline coefficients, or the
+    weights of the moments; for each node moments or path rows.
+    """
+    channels, paths = v.size(-1), spec.coupling
+    per_slot = max(
+        channels * paths.num_inputs, qk_size, 4 * num_functions, spec.heads * paths.num_moments
+    )
+    per_node = channels * max(paths.num_moments * paths.num_inputs, paths.num_rows)
+    return plan(neighborhood, per_slot, per_node)

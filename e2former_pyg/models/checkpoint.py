@@ -33,11 +33,13 @@ def save_checkpoint(
             f"{type(backbone).__name__}; save the `state_dict` instead"
         )
     path = Path(path)
+    settings = {**config, **backbone.config}
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "class": type(model).__name__,
-        "config": json.dumps({**config, **backbone.config}),
+        # Settings may be numbers of NumPy or scalar tensors, which know their plain value.
+        "config": json.dumps(settings, default=lambda value: value.item()),
     }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     tensors = {
@@ -79,6 +81,7 @@ def read_checkpoint(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Te
         raise ValueError(f"`path` has a damaged configuration: {path} ({error!r})") from error
 
 
+@torch.inference_mode(False)  # parameters made in inference mode could never have gradients
 def load_checkpoint(path: str | Path, cls: type[Model], device: torch.device | str) -> Model:
     """Builds a ``cls`` from its configuration and loads its weights, in eval mode."""
     name, config, state = read_checkpoint(path)

@@ -89,6 +89,4 @@ class E2FormerBlock(nn.Module):
         return x + self.feed_forward(self.norm_feed_forward(x))
 
     def __repr__(self) -> str:
-        return (
-            f"{self.__class__.__name__}({self.channels}, lmax={self.lmax}, heads={self.heads})"
-        )
+        return f"{self.__class__.__name__}({self.channels}, lmax={self.lmax}, heads={self.heads})"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..so3 import degree_index
 from ..so3.degrees import build_constant
@@ -23,6 +25,55 @@ def _degree_sums(lmax: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return sums.to(device, dtype)
 
     return build_constant(build)
+
+
+def _sum(rows: Tensor, table: Tensor) -> Tensor:
+    """Sums rows ``[N, M, h]`` to degrees, ``[N, degrees * h]``."""
+    sums = table @ rows.transpose(0, 1).flatten(1)
+    return sums.view(table.size(0), *rows[:, 0].shape).transpose(0, 1).flatten(1)
+
+
+def _spread(sums: Tensor, table: Tensor) -> Tensor:
+    """The transpose of :func:`_sum`."""
+    rows = table.t() @ sums.view(len(sums), table.size(0), sums.size(1) // table.size(0)).transpose(
+        0, 1
+    ).flatten(1)
+    return rows.view(table.size(1), len(sums), sums.size(1) // table.size(0)).transpose(0, 1)
+
+
+class _Products(torch.autograd.Function):
+    """Sums of the products of both halves of the channels, twice differentiable by hand: autograd's
+    own second derivative takes several times as many operations.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(x, table)
+        left, right = x.chunk(2, dim=-1)
+        return _sum(left * right, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _ProductsBackward.apply(grad, *ctx.saved_tensors), None
+
+
+class _ProductsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, x, table)
+        left, right = x.chunk(2, dim=-1)
+        rows = _spread(grad, table)
+        return torch.cat([rows * right, rows * left], dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+        grad, x, table = ctx.saved_tensors
+        left, right = x.chunk(2, dim=-1)
+        h_left, h_right = h.chunk(2, dim=-1)
+        rows = _spread(grad, table)
+        grad_grad = _sum(torch.addcmul(h_left * right, h_right, left), table)
+        return grad_grad, torch.cat([rows * h_right, rows * h_left], dim=-1), None
 
 
 class BilinearInvariants(nn.Module):
@@ -72,11 +123,7 @@ class BilinearInvariants(nn.Module):
                 module.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        left, right = self.lin(x).chunk(2, dim=-1)
-        products = (left * right).transpose(0, 1)
-        sums = _degree_sums(self.lmax, x.dtype, x.device) @ products.flatten(1)
-        sums = sums.view(self.lmax + 1, x.size(0), self.hidden_channels).transpose(0, 1)
-        return self.mlp(sums.flatten(1))
+        return self.mlp(_Products.apply(self.lin(x), _degree_sums(self.lmax, x.dtype, x.device)))
 
     def __repr__(self) -> str:
         return (

@@ -58,7 +58,9 @@ class DegreeLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_features(x, self.lmax, self.in_channels)
         # One batched product over rows: repeating weights costs less than a call per degree.
-        weight = torch.cat([w.expand(2 * l + 1, -1, -1) for l, w in enumerate(self.weight)])
+        weight = torch.cat(
+            [w.expand(2 * degree + 1, -1, -1) for degree, w in enumerate(self.weight)]
+        )
         if self.bias is None:
             return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
         bias = nn.functional.pad(self.bias.view(1, 1, -1), (0, 0, 0, 0, 0, x.size(1) - 1))

@@ -73,7 +73,8 @@ class EquivariantMessagePassing(MessagePassing):
     ) -> None:
         if kwargs.get("flow", "source_to_target") != "source_to_target":
             raise ValueError(
-                f"`flow` must be 'source_to_target', got {kwargs['flow']!r}; flip `edge_index` instead"
+                f"`flow` must be 'source_to_target', got {kwargs['flow']!r}; "
+                "flip `edge_index` instead"
             )
         if kwargs.setdefault("aggr", "sum") not in ("sum", "add"):
             raise ValueError(f"`aggr` must be 'sum', got {kwargs['aggr']!r}")
@@ -100,11 +101,13 @@ class EquivariantMessagePassing(MessagePassing):
         self.algorithm = algorithm
         self.backend = backend
 
-        source, target = self._channels
+        target = self._channels[1]
         self.coupling = coupling(self.lmax_in, lmax, self.orders, parity)
         self.radial = RadialNetwork(functions, num_radial, cutoff, elements=elements)
         self.mix = PathLinear(value_channels, out_channels, self.coupling)
-        self.lin_edge = None if edge_dim is None else nn.Linear(edge_dim, edge_functions, bias=False)
+        self.lin_edge = (
+            None if edge_dim is None else nn.Linear(edge_dim, edge_functions, bias=False)
+        )
         self.lin_root = None
         if root_weight:
             self.lin_root = DegreeLinear(target, out_channels, min(lmax, self.lmax_in))
@@ -188,7 +191,9 @@ class EquivariantMessagePassing(MessagePassing):
     def _edge_bias(self, edge_attr: Tensor | None, num_edges: int) -> Tensor | None:
         if self.lin_edge is None:
             if edge_attr is not None:
-                raise ValueError("`edge_attr` was given, but the layer was built without `edge_dim`")
+                raise ValueError(
+                    "`edge_attr` was given, but the layer was built without `edge_dim`"
+                )
             return None
         if edge_attr is None:
             raise ValueError(f"`edge_attr` is missing, expected shape [E, {self.edge_dim}]")
@@ -207,7 +212,7 @@ class EquivariantMessagePassing(MessagePassing):
             self._aggregate_forward_pre_hooks,
             self._aggregate_forward_hooks,
         )
-        if self.explain or any(hooks):
+        if self.explain or not self.fuse or any(hooks):
             return edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
         if isinstance(edge_index, EdgeIndex):
             if edge_index.is_sorted_by_col and edge_index.sparse_size() == sizes:

@@ -80,9 +80,9 @@ def test_blocked_coupling_is_the_dense_one(reference):
     paths = coupling(4, 4, (0, 1, 2, 3, 4))
     generator = torch.Generator().manual_seed(0)
     moments = torch.randn(
-        3, 2, paths.num_inputs, paths.num_moments, dtype=torch.float64, generator=generator
+        3, 2, paths.num_moments, paths.num_inputs, 5, dtype=torch.float64, generator=generator
     )
-    dense = torch.einsum("ncab,abp->ncp", moments, paths.dense())
+    dense = torch.einsum("nhmid,pmi->nphd", moments, paths.dense()).flatten(2)
     assert reference.error(paths.couple(moments), dense) < 1e-14
     case = reference.make_case(orders=(0, 1, 2, 3, 4), lmax_in=4, nodes=4, edges=8, channels=2)
     assert reference.error(case.run(), reference.naive(case)) < 1e-12

@@ -3,6 +3,7 @@
 import json
 import struct
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -96,11 +97,35 @@ def test_no_pickle(lab, saved, monkeypatch):
     E2FormerPotential.load(saved)
 
 
+def test_numbers_of_any_kind_can_be_saved(lab, tmp_path):
+    """Settings are often computed from the data."""
+    z = lab.molecule()[0]
+    settings = {
+        "elements": np.unique(z.numpy()),
+        "cutoff": np.float32(3.5),
+        "avg_num_neighbors": torch.tensor(6.5),
+    }
+    model = lab.make("potential", **settings)
+    model.save(tmp_path / "model.safetensors")
+    loaded = E2FormerPotential.load(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(*lab.molecule()).energy, model(*lab.molecule()).energy)
+    assert loaded.backbone.config["elements"] == [1, 6, 7, 8]
+
+
 def test_loaded_model_can_be_trained(saved, lab):
     loaded = E2FormerPotential.load(saved).train()
     loaded(*lab.molecule()).forces.square().sum().backward()
     assert loaded.energy_head[0].weight.grad.any()
     saved.unlink()  # nothing is mapped from the file any longer
+
+
+def test_loading_in_inference_mode(saved, lab):
+    """Gives parameters that can enter the derivatives which forces are."""
+    with torch.inference_mode():
+        loaded = E2FormerPotential.load(saved)
+        forces = loaded(*lab.molecule()).forces
+    assert torch.equal(loaded(*lab.molecule()).forces, forces) and forces.any()
+    assert not any(parameter.is_inference() for parameter in loaded.parameters())
 
 
 def test_missing_file(tmp_path):

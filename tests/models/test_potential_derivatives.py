@@ -65,6 +65,18 @@ def test_stress_is_the_strain_derivative(lab, seed):
     assert torch.equal(found, found.transpose(1, 2))
 
 
+def test_gradient_of_the_cell(lab):
+    """A strain moves positions and cell alike: its derivative is made of theirs."""
+    model = lab.make("potential", stress=True)
+    z, pos, cell = lab.crystal()
+    cell.requires_grad_()
+    out = model(z, pos, cell=cell)
+    (grad,) = torch.autograd.grad(out.energy.sum(), cell)
+    virial = cell.t() @ grad - pos.t() @ out.forces
+    assert lab.relative(virial, virial.t()) < 1e-12  # the energy does not change by a rotation
+    assert lab.relative(virial / torch.linalg.det(cell).abs(), out.stress[0]) < 1e-12
+
+
 def test_stress_of_a_left_handed_cell(lab):
     model = lab.make("potential", stress=True)
     z, pos, cell = lab.crystal()

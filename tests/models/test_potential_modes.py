@@ -109,6 +109,19 @@ def test_positions_from_a_computation(lab):
     assert lab.relative(grad, -(out.forces * pos).sum()) < 1e-12
 
 
+def test_frozen_parameters(lab):
+    """Also of a lone atom, whose energy then depends on nothing that is tracked."""
+    model = lab.make("potential", stress=True)
+    data = periodic_batch(lab)
+    expected = model(data)
+    for training in (False, True):
+        model.requires_grad_(False).train(training)
+        for value, want in zip(model(data), expected, strict=True):
+            assert lab.relative(value, want) < 1e-14
+        lone = model(torch.tensor([6]), torch.zeros(1, 3).double())
+        assert not lone.forces.any() and not lone.stress.any()
+
+
 def test_no_forces(lab):
     data = periodic_batch(lab)
     expected = lab.make("potential", stress=True)(data)
