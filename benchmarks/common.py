@@ -8,12 +8,14 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+import e2former_pyg
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -75,21 +77,23 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_geometric": _version("torch-geometric"),
-        "e2former_pyg": _version("e2former-pyg"),
+        "e2former_pyg": e2former_pyg.__version__,
     }
 
 
-def write_result(name: str, records: Any) -> Path:
-    r"""Writes :obj:`results/<name>.json` and returns its path.
+def write_result(name: str, records: Sequence[dict[str, Any]]) -> Path:
+    r"""Writes :obj:`results/<name>.json`, a list of records, and returns its path.
 
     Args:
         name (str): The name of the file, without its ending.
-        records (dict or list): The numbers, as JSON takes them.
+        records (list of dict): The numbers, as JSON takes them. Records without an
+            :obj:`environment` get the present one.
     """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    result = {"environment": environment(), "results": records}
-    path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    here = environment()
+    complete = [{**record, "environment": record.get("environment", here)} for record in records]
+    path.write_text(json.dumps(complete, indent=1, allow_nan=False) + "\n")
     return path
 
 

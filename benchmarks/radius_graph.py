@@ -77,7 +77,7 @@ def plot(records: list[dict[str, Any]], exponents: dict[str, dict[str, float]]) 
     for panel, system in zip(panels, ("open", "periodic"), strict=True):
         for method in ("e2former_pyg", "vesin", "ase"):
             rows = [r for r in records if (r["system"], r["method"]) == (system, method)]
-            label = f"{method}, exponent {exponents[f'{method} {system}']['atoms']:.2f}"
+            label = f"{method}, exponent {exponents[f'{method}/{system}']['atoms']:.2f}"
             panel.errorbar(
                 [row["atoms"] for row in rows],
                 [row["fastest"] for row in rows],
@@ -111,6 +111,9 @@ def main() -> None:
                 timing = median_time(run, max_seconds=args.seconds)
                 records.append(
                     {
+                        "case": f"radius-graph/{method}/{system}/{num_atoms}",
+                        "density": DENSITY,
+                        "cutoff": CUTOFF,
                         "system": system,
                         "method": method,
                         "atoms": num_atoms,
@@ -133,13 +136,11 @@ def main() -> None:
         for method in ("e2former_pyg", "vesin", "ase"):
             rows = [r for r in records if (r["system"], r["method"]) == (system, method)]
             slopes = {size: exponent(rows, size) for size in ("atoms", "pairs")}
-            exponents[f"{method} {system}"] = slopes
+            exponents[f"{method}/{system}"] = slopes
             print(f"{method} {system}: time ~ atoms^{slopes['atoms']:.3f}", end=", ")
             print(f"pairs^{slopes['pairs']:.3f}")
-    path = write_result(
-        "radius_graph_cpu",
-        {"density": DENSITY, "cutoff": CUTOFF, "exponents": exponents, "records": records},
-    )
+    fits = [{"case": f"radius-graph/{n}/exponent", **e} for n, e in exponents.items()]
+    path = write_result("radius_graph_cpu", [*fits, *records])
     plot(records, exponents)
     print(f"wrote {path}")
 

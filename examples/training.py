@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import SchNet
 from tqdm import tqdm
 
-from e2former_pyg import PotentialOutput
+from e2former_pyg import E2FormerPotential, PotentialOutput
 from e2former_pyg.models import ElementReferences
 from e2former_pyg.transforms import RadiusGraph
 
@@ -94,6 +96,14 @@ def exponential_average(decay: float) -> Callable[[list[Tensor], list[Tensor], T
     return update
 
 
+def fit_references(model: E2FormerPotential | SchNetPotential, frames: Sequence[Data]) -> None:
+    """Energy references and the force scale from training frames."""
+    energy, forces = labels(frames)
+    sizes = torch.tensor([frame.num_nodes for frame in frames])
+    batch = torch.arange(len(frames)).repeat_interleave(sizes)
+    model.references.fit(torch.cat([frame.z for frame in frames]), energy, batch, forces)
+
+
 def train(
     model: nn.Module,
     frames: Sequence[Data],
@@ -101,20 +111,25 @@ def train(
     checkpoint: Path | None = None,
     pause_after: float = math.inf,
     description: str = "train",
-) -> nn.Module:
-    """Trains for ``settings.minutes`` and returns the averaged model, in eval mode.
+) -> tuple[nn.Module, dict[str, float]]:
+    """Trains for ``settings.minutes``; returns the averaged model, in eval mode, and the number of
+    steps and seconds.
 
     Args:
         model: Takes a batch and returns a ``PotentialOutput``.
         frames: Training frames with ``energy`` (eV) and ``forces`` (eV/Å).
         settings: The hyper-parameters.
-        checkpoint: Where the state is kept; an interrupted run goes on from there.
+        checkpoint: Where the state is kept, once a minute; an interrupted run goes on from there.
         pause_after: Stop, with the state kept, after so many minutes of this call.
         description: Label of the progress bar.
     """
+    if len(frames) < settings.batch_size:
+        raise ValueError(
+            f"`frames` must fill a batch of {settings.batch_size}, got {len(frames)} frames"
+        )
     generator = torch.Generator().manual_seed(settings.seed)
-    loader = DataLoader(
-        frames, settings.batch_size, shuffle=True, drop_last=True, generator=generator
+    batches = endless(
+        DataLoader(frames, settings.batch_size, shuffle=True, drop_last=True, generator=generator)
     )
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
@@ -130,33 +145,9 @@ def train(
         generator.set_state(saved["generator"])
         state = saved["state"]
 
-    model.train()
-    before, started = state["elapsed"], time.perf_counter()
-    running = torch.zeros(())
-    total = settings.minutes * 60
-    with tqdm(total=round(total), initial=round(before), desc=description, unit="s") as bar:
-        while state["elapsed"] < total:
-            for data in loader:
-                factor = settings.lr_factor(state["elapsed"] / total)
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.lr * factor
-                loss = loss_function(model(data), data, settings.energy_weight)
-                optimizer.zero_grad(set_to_none=True)
-                # Naming the inputs spares the second derivatives by the positions.
-                loss.backward(inputs=parameters)
-                nn.utils.clip_grad_norm_(parameters, settings.clip)
-                optimizer.step()
-                average.update_parameters(model)
-                running = loss.detach() if state["step"] == 0 else running.lerp(loss.detach(), 0.02)
-                state["step"] += 1
-                state["elapsed"] = before + time.perf_counter() - started
-                if state["elapsed"] >= total:
-                    break
-            bar.update(round(min(state["elapsed"], total)) - bar.n)
-            bar.set_postfix(step=state["step"], loss=f"{float(running):.4f}")
-            if state["elapsed"] - before > pause_after * 60:
-                break
-    if checkpoint is not None:
+    def keep_state() -> None:
+        if checkpoint is None:
+            return
         saved = {
             "model": model.state_dict(),
             "average": average.state_dict(),
@@ -167,22 +158,92 @@ def train(
         temporary = checkpoint.with_suffix(".tmp")
         torch.save(saved, temporary)
         os.replace(temporary, checkpoint)
-    trained = average.module.eval()
-    trained.steps = state["step"]
-    return trained
+
+    model.train()
+    total = settings.minutes * 60
+    before = kept = state["elapsed"]
+    end = min(total, before + pause_after * 60)
+    running = None
+    started = time.perf_counter()
+    with progress_bar(total, before, description) as bar:
+        while state["elapsed"] < end:
+            data = next(batches)
+            factor = settings.lr_factor(state["elapsed"] / total)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * factor
+            loss = loss_function(model(data), data, settings.energy_weight)
+            optimizer.zero_grad(set_to_none=True)
+            # Naming the inputs spares the second derivatives by the positions.
+            loss.backward(inputs=parameters)
+            nn.utils.clip_grad_norm_(parameters, settings.clip)
+            optimizer.step()
+            average.update_parameters(model)
+            running = loss.detach() if running is None else running.lerp(loss.detach(), 0.02)
+            state["step"] += 1
+            state["elapsed"] = before + time.perf_counter() - started
+            bar.set_postfix_str(f"step {state['step']}, loss {float(running):.4f}", refresh=False)
+            bar.update(min(state["elapsed"], total) - bar.n)
+            if state["elapsed"] - kept > 60:
+                keep_state()
+                kept = state["elapsed"]
+    keep_state()
+    return average.module.eval(), state
+
+
+def endless(loader: DataLoader) -> Iterator[Batch]:
+    """The batches of one epoch after the other."""
+    while True:
+        yield from loader
+
+
+def progress_bar(total: float, initial: float, description: str) -> tqdm:
+    """A progress bar in seconds; in a file it writes a line every ten."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        miniters=0,
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}",
+        ncols=shutil.get_terminal_size().columns,  # 80 where the terminal does not know
+    )
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, frames: Sequence[Data], batch_size: int = 50) -> dict[str, float]:
-    """Mean absolute errors: energy in meV, forces in meV/Å."""
+def predict(
+    model: nn.Module, frames: Sequence[Data], batch_size: int = 50
+) -> tuple[Tensor, Tensor]:
+    """Energies of all frames in eV and forces on all atoms in eV/Å."""
     model.eval()
-    energy, forces, atoms = 0.0, 0.0, 0
-    for data in DataLoader(frames, batch_size):
-        out = model(data)
-        energy += float((out.energy - data.energy.view_as(out.energy)).abs().sum())
-        forces += float((out.forces - data.forces).abs().sum()) / 3
-        atoms += data.num_nodes
-    return {
-        "energy_mae_mev": 1e3 * energy / len(frames),
-        "force_mae_mev_per_angstrom": 1e3 * forces / atoms,
-    }
+    outputs = [model(data) for data in DataLoader(frames, batch_size)]
+    return torch.cat([out.energy for out in outputs]), torch.cat([out.forces for out in outputs])
+
+
+def labels(frames: Sequence[Data]) -> tuple[Tensor, Tensor]:
+    """The reference values of what :func:`predict` returns."""
+    return torch.cat([frame.energy for frame in frames]), torch.cat([f.forces for f in frames])
+
+
+def mean_absolute_errors(
+    predicted: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]
+) -> dict[str, float]:
+    """Mean absolute errors: energy in meV, forces in meV/Å."""
+    energy, forces = (
+        1e3 * float((ours.double() - theirs.double()).abs().mean())
+        for ours, theirs in zip(predicted, reference, strict=True)
+    )
+    return {"energy_mae_mev": energy, "force_mae_mev_per_angstrom": forces}
+
+
+def evaluate(model: nn.Module, frames: Sequence[Data]) -> dict[str, float]:
+    """Mean absolute errors of a model."""
+    return mean_absolute_errors(predict(model, frames), labels(frames))
+
+
+def mean_predictor(train_frames: Sequence[Data], test_frames: Sequence[Data]) -> dict[str, float]:
+    """Mean absolute errors of predicting the mean energy and no forces."""
+    energy, forces = labels(test_frames)
+    mean = labels(train_frames)[0].mean()
+    return mean_absolute_errors(
+        (mean.expand_as(energy), torch.zeros_like(forces)), (energy, forces)
+    )

@@ -1,0 +1,20 @@
+"""The models of the ethanol examples and how they are trained."""
+
+from __future__ import annotations
+
+NUM_TRAIN = 800
+"""Training frames; the others are for testing."""
+
+MODEL = {
+    "hidden_channels": 48,
+    "num_layers": 2,
+    "lmax": 2,
+    "heads": 4,
+    "cutoff": 5.0,
+    "num_radial": 16,
+    "avg_num_neighbors": 8.0,
+}
+"""Arguments of the ``E2FormerPotential``."""
+
+SETTINGS = {"e2former": {"lr": 5e-3, "energy_weight": 0.03}, "schnet": {"lr": 1e-3}}
+"""Training settings of each model."""

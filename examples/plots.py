@@ -1,0 +1,89 @@
+"""Plots of the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+COLORS = ("tab:orange", "tab:blue", "tab:green")
+
+
+def parity_plot(
+    path: Path,
+    reference: tuple[Tensor, Tensor],
+    predictions: Mapping[str, tuple[Tensor, Tensor]],
+    title: str,
+) -> None:
+    """Draws predicted against reference values, with the errors below.
+
+    Args:
+        path: The image to write.
+        reference: Energies in eV and forces in eV/Å.
+        predictions: The same of each model, by its name.
+        title: What the values are of.
+    """
+    # A figure of its own, without pyplot, needs no display.
+    figure = Figure(figsize=(9.0, 5.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2, 2, sharex="col", height_ratios=[3, 1])
+    # Total energies are large; what matters is how they differ.
+    centre = reference[0].mean()
+    energies = {name: energy - centre for name, (energy, _) in predictions.items()}
+    forces = {name: force.flatten() for name, (_, force) in predictions.items()}
+    _parity(axes[:, 0], reference[0] - centre, energies, "energy − mean", "eV", 12)
+    _parity(axes[:, 1], reference[1].flatten(), forces, "force component", "eV/Å", 5)
+    figure.savefig(path, dpi=150)
+
+
+def _parity(
+    axes: tuple[Axes, Axes],
+    reference: Tensor,
+    predictions: Mapping[str, Tensor],
+    quantity: str,
+    unit: str,
+    size: float,
+) -> None:
+    values, errors = axes
+    low, high = float(reference.min()), float(reference.max())
+    values.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=0)
+    errors.axhline(0.0, color="black", linewidth=0.8, zorder=0)
+    for (name, predicted), color in zip(predictions.items(), COLORS, strict=False):
+        error = 1e3 * (predicted - reference)
+        label = f"{name}: MAE {float(error.abs().mean()):.1f} m{unit}"
+        style = {"s": size, "color": color, "alpha": 0.6, "linewidths": 0}
+        values.scatter(reference, predicted, label=label, **style)
+        errors.scatter(reference, error, **style)
+    values.set_ylabel(f"predicted {quantity} ({unit})")
+    errors.set_ylabel(f"error (m{unit})")
+    errors.set_xlabel(f"reference {quantity} ({unit})")
+    values.legend(loc="upper left", frameon=False, markerscale=2)
+
+
+def error_plot(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the test errors of runs, a point for each, by model and split.
+
+    Args:
+        path: The image to write.
+        records: With ``case`` and ``test``, as the accuracy examples write them.
+    """
+    cases = sorted({record["case"] for record in records})
+    figure = Figure(figsize=(8.0, 3.2), layout="constrained")
+    panels = {
+        "energy_mae_mev": "energy MAE (meV)",
+        "force_mae_mev_per_angstrom": "force MAE (meV/Å)",
+    }
+    for axes, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for place, case in enumerate(cases):
+            errors = [record["test"][key] for record in records if record["case"] == case]
+            axes.plot(errors, [place] * len(errors), "o", color=COLORS["schnet" not in case])
+        axes.set_yticks(range(len(cases)), cases)
+        axes.set_ylim(-0.5, len(cases) - 0.5)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
