@@ -91,10 +91,12 @@ def main() -> None:
     parser.add_argument("--split", choices=["random", "time"], default="random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pause-after", type=float, default=float("inf"))
     parser.add_argument("--directory", type=Path, default=REPOSITORY / "runs" / "ethanol")
     parser.add_argument("--collect", action="store_true", help="gather finished runs")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     if arguments.collect:
         collect(arguments.directory)
     else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 NUM_TRAIN = 800
 """Training frames; the others are for testing."""
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "hidden_channels": 48,
     "num_layers": 2,
     "lmax": 2,
@@ -16,5 +18,8 @@ MODEL = {
 }
 """Arguments of the ``E2FormerPotential``."""
 
-SETTINGS = {"e2former": {"lr": 5e-3, "energy_weight": 0.03}, "schnet": {"lr": 1e-3}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "e2former": {"lr": 5e-3, "energy_weight": 0.03},
+    "schnet": {"lr": 1e-3},
+}
 """Training settings of each model."""

@@ -55,7 +55,7 @@ def _parity(
     for (name, predicted), color in zip(predictions.items(), COLORS, strict=False):
         error = 1e3 * (predicted - reference)
         label = f"{name}: MAE {float(error.abs().mean()):.1f} m{unit}"
-        style = {"s": size, "color": color, "alpha": 0.6, "linewidths": 0}
+        style: dict[str, Any] = {"s": size, "color": color, "alpha": 0.6, "linewidths": 0}
         values.scatter(reference, predicted, label=label, **style)
         errors.scatter(reference, error, **style)
     values.set_ylabel(f"predicted {quantity} ({unit})")

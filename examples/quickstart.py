@@ -9,15 +9,16 @@ unseen frames, and writes a checkpoint and a parity plot to ``runs/quickstart``.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from ethanol_data import load_ethanol, split_frames
 from ethanol_settings import MODEL, NUM_TRAIN, SETTINGS
 from plots import parity_plot
-from torch import nn
 from training import (
     SchNetPotential,
     Settings,
@@ -59,9 +60,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder to write to")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    sys.stdout.reconfigure(line_buffering=True)  # in step with the progress bars, in a file too
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # In step with the progress bars, in a file too.
+        sys.stdout.reconfigure(line_buffering=True)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    # The tensors are small: a second thread brings little, and costs much where a core is busy.
+    # The tensors are small: where something else takes a core, two threads are the slower choice.
     torch.set_num_threads(1)
 
     train_frames, test_frames = split_frames(load_ethanol(), NUM_TRAIN, "time", seed=0)
@@ -71,13 +74,14 @@ def main() -> None:
     )
 
     torch.manual_seed(0)
-    models: dict[str, tuple[str, nn.Module]] = {
+    models: dict[str, tuple[str, E2FormerPotential | SchNetPotential]] = {
         "schnet": ("SchNet (PyG)", SchNetPotential()),
         "e2former": ("E2Former", E2FormerPotential(**MODEL)),
     }
     reference = labels(test_frames)
     rows = [row("mean predictor", mean_predictor(train_frames, test_frames))]
-    predictions, trained = {}, {}
+    predictions: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    trained: dict[str, Any] = {}
     for key, (name, model) in models.items():
         fit_references(model, train_frames)
         settings = Settings(minutes=arguments.seconds / 60, **SETTINGS[key])

@@ -198,6 +198,8 @@ def endless(loader: DataLoader) -> Iterator[Batch]:
 
 def progress_bar(total: float, initial: float, description: str) -> tqdm:
     """A progress bar in seconds; in a file it writes a line every ten."""
+    # Where the terminal does not know its size, this is 80 x 24, and tqdm alone draws nothing.
+    size = shutil.get_terminal_size()
     return tqdm(
         total=total,
         initial=initial,
@@ -205,7 +207,8 @@ def progress_bar(total: float, initial: float, description: str) -> tqdm:
         miniters=0,
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}",
-        ncols=shutil.get_terminal_size().columns,  # 80 where the terminal does not know
+        ncols=size.columns,
+        nrows=size.lines,
     )
 
 
