@@ -5,6 +5,7 @@ The learning rate follows the time that has passed, so that a run ends where its
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import shutil
@@ -75,6 +76,19 @@ class SchNetPotential(nn.Module):
         base = base.index_add(0, data.batch, self.references.energies[data.z])
         energy = out.double() * scale + base
         return PotentialOutput(energy, energy.new_zeros(0), -grad * scale.to(grad.dtype), None)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep the blocks that tensors free.
+
+    By default those above some 100 KiB go back to the system, and getting them again costs a page
+    fault for every 4 KiB: more than a thousand in a training step of a small model.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(mmap_threshold, 1 << 28)
+        mallopt(trim_threshold, 1 << 30)
 
 
 def loss_function(out: PotentialOutput, data: Data, energy_weight: float) -> Tensor:

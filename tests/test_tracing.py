@@ -1,0 +1,68 @@
+"""The traced step gives the loss and the gradients of the eager one."""
+
+import torch
+from torch_geometric import EdgeIndex
+
+from e2former_pyg import E2FormerPotential
+from e2former_pyg.graph import radius_graph
+from e2former_pyg.tracing import trace_gradients
+
+
+def make(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.arange(3).repeat_interleave(4)
+    z = torch.tensor([6, 1, 8, 1]).repeat(3)
+    inputs = {
+        "pos": torch.randn(12, 3, dtype=dtype, generator=generator),
+        "energy": torch.randn(3, dtype=torch.float64, generator=generator),
+        "forces": torch.randn(12, 3, dtype=dtype, generator=generator),
+    }
+    edge_index = radius_graph(inputs["pos"], 50.0, batch)[0]
+    edges = EdgeIndex(edge_index, sparse_size=(12, 12), sort_order="col")
+    torch.manual_seed(0)
+    model = E2FormerPotential(
+        hidden_channels=8, num_layers=1, heads=2, lmax=1, cutoff=50.0, elements=[1, 6, 8]
+    ).to(dtype)
+
+    def loss(model, inputs):
+        out = model(z, inputs["pos"], batch, edge_index=edges, batch_size=3)
+        return (out.forces - inputs["forces"]).square().mean() + (
+            out.energy - inputs["energy"]
+        ).square().mean()
+
+    return model, loss, inputs
+
+
+def eager(model, loss, inputs):
+    model.zero_grad()
+    value = loss(model, inputs)
+    value.backward(inputs=list(model.parameters()))
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    return value.detach(), grads
+
+
+def test_traced_gradients_are_the_eager_ones_for_new_inputs_and_weights():
+    model, loss, inputs = make()
+    eager(model, loss, inputs)
+    run = trace_gradients(model, loss, inputs)
+    for _ in range(2):
+        inputs = {key: value + 0.1 * torch.randn_like(value) for key, value in inputs.items()}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.01 * torch.randn_like(parameter)
+        value, grads = eager(model, loss, inputs)
+        assert abs(float(run(inputs) - value)) < 1e-12 * abs(float(value))
+        for parameter, expected in zip(model.parameters(), grads, strict=True):
+            expected = torch.zeros_like(parameter) if expected is None else expected
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_model_is_left_alone():
+    model, loss, inputs = make(torch.float32)
+    eager(model, loss, inputs)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trace_gradients(model, loss, inputs)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training
