@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_range, check_shape, values_known
+from .precision import autograd_without_autocast, without_autocast
 
 __all__ = ["MAX_ATOMIC_NUMBER", "RadialNetwork", "RadialSplines", "envelope"]
 
@@ -64,11 +65,14 @@ class RadialSplines(NamedTuple):
     def num_cells(self) -> int:
         return self.coefficients.size(2) - 3
 
-    def cell_polynomials(self) -> Tensor:
-        """The same functions as one cubic polynomial per cell, ``[T_t, T_s, K - 3, 4, F]``."""
-        basis = self.coefficients.new_tensor(_BASIS)
-        windows = self.coefficients.unfold(2, 4, 1)  # [T_t, T_s, K - 3, F, 4]
-        return (windows @ basis.t()).transpose(-1, -2)
+    def cell_polynomials(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The same functions as one cubic polynomial per cell, ``[T_t, T_s, K - 3, 4, F]``.
+
+        Coefficients are cast to ``dtype`` first: rounded polynomials would not meet at the knots.
+        """
+        coefficients = self.coefficients.to(dtype)
+        windows = coefficients.unfold(2, 4, 1)  # [T_t, T_s, K - 3, F, 4]
+        return (windows @ coefficients.new_tensor(_BASIS).t()).transpose(-1, -2)
 
 
 def spline_cells(length: Tensor, num_cells: int, cutoff: float) -> tuple[Tensor, Tensor]:
@@ -80,7 +84,8 @@ def spline_cells(length: Tensor, num_cells: int, cutoff: float) -> tuple[Tensor,
         cutoff (float): The cutoff :math:`r_c` in Å, to which distances are clamped.
     """
     position = length.clamp(max=cutoff) * (num_cells / cutoff)
-    cell = position.detach().long().clamp(max=num_cells - 1)
+    # Both ends: what a position that is not finite gives must stay an index.
+    cell = position.detach().long().clamp(0, num_cells - 1)
     return cell, position - cell
 
 
@@ -106,6 +111,7 @@ def evaluate_splines(
     return values.unflatten(0, cell.shape)
 
 
+@autograd_without_autocast
 class _Evaluate(torch.autograd.Function):
     """``out[e] = sum_a d^n(t**a)/dt^n polynomials[index[e], a]``.
 
@@ -138,6 +144,7 @@ class _Evaluate(torch.autograd.Function):
         return grad_polynomials, grad_t, None, None
 
 
+@autograd_without_autocast
 class _Accumulate(torch.autograd.Function):
     """The adjoint of :class:`_Evaluate` with respect to the polynomials."""
 
@@ -211,6 +218,8 @@ class RadialNetwork(nn.Module):
         self.cutoff = float(cutoff)
         self.hidden_channels = hidden_channels
         self.elements = None if elements is None else tuple(sorted(set(elements)))
+        if self.elements == ():
+            raise ValueError("`elements` must hold at least one atomic number, got none")
         if self.elements is not None:
             check_atomic_numbers(torch.tensor(self.elements, device="cpu"), "elements")
         self.target_table = nn.Embedding(MAX_ATOMIC_NUMBER + 1, hidden_channels)
@@ -230,12 +239,12 @@ class RadialNetwork(nn.Module):
 
     def _types(self, z_target: Tensor, z_source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The elements that occur and the position of each node's element among them."""
+        z = z_target if z_target is z_source else torch.cat([z_target, z_source])
+        z = z.long()
         if self.elements is None:
-            z = z_target if z_target is z_source else torch.cat([z_target, z_source])
             present, types = z.unique(return_inverse=True)
         else:
             present = torch.tensor(self.elements, device=z_target.device)
-            z = z_target if z_target is z_source else torch.cat([z_target, z_source])
             types = torch.searchsorted(present, z).clamp(max=len(self.elements) - 1)
             if values_known(z):
                 unknown = z[present[types] != z]
@@ -248,6 +257,7 @@ class RadialNetwork(nn.Module):
             return present, types, types
         return present, types[: z_target.numel()], types[z_target.numel() :]
 
+    @without_autocast
     def forward(self, z_target: Tensor, z_source: Tensor) -> RadialSplines:
         check_atomic_numbers(z_target, "z")
         if z_source is not z_target:
@@ -268,6 +278,6 @@ class RadialNetwork(nn.Module):
 def check_atomic_numbers(z: Tensor, name: str) -> None:
     """Raises unless ``z`` holds integers, and where values are known, unless they are 0..118."""
     check_shape(name, z, "N")
-    if z.dtype.is_floating_point or z.dtype.is_complex or z.dtype == torch.bool:
-        raise TypeError(f"`{name}` must be an integer tensor, got {z.dtype}")
+    if z.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"`{name}` must be an integer tensor (int64 or int32), got {z.dtype}")
     check_range(name, z, 0, MAX_ATOMIC_NUMBER)

@@ -94,3 +94,16 @@ def test_installation_adds_one_top_level_name(tmp_path: Path) -> None:
         "        print(name)"
     )
     assert run_python(code, tmp_path, "-I") == ""
+
+
+def test_public_names_are_there_after_a_bare_import() -> None:
+    names = (
+        "E2Former E2FormerAttention E2FormerBlock E2FormerConv E2FormerPotential E2FormerProperty "
+        "PotentialOutput functional.aggregate functional.equivariant_attention "
+        "functional.equivariant_convolution graph.CSRNeighborhood graph.radius_graph "
+        "so3.clebsch_gordan so3.solid_harmonics so3.wigner_6j so3.to_irreps so3.from_irreps "
+        "transforms.RadiusGraph transforms.RandomRotation tracing.trace_gradients"
+    )
+    code = f"import e2former_pyg, operator\nfor n in {names!r}.split(): "
+    code += "operator.attrgetter(n)(e2former_pyg)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -240,6 +240,8 @@ def test_network_is_trained_through_its_coefficients(network):
         (torch.tensor([-1, 1]), ValueError, "`z`.*0..118.*-1"),
         (torch.tensor([1.0, 6.0]), TypeError, "`z`.*integer.*float32"),
         (torch.tensor([True, False]), TypeError, "`z`.*integer.*bool"),
+        (torch.tensor([1, 6], dtype=torch.uint8), TypeError, "`z`.*int64 or int32.*uint8"),
+        ([1, 6], TypeError, "`z`.*Tensor.*list"),
         (torch.tensor([[1], [6]]), ValueError, r"`z`.*\[N\].*\[2, 1\]"),
     ],
 )
@@ -259,8 +261,23 @@ def test_bad_atomic_numbers(network, z, error, message):
         ({"cutoff": float("inf")}, "`cutoff`.*inf"),
         ({"cutoff": float("nan")}, "`cutoff`.*nan"),
         ({"elements": [1, 119]}, "`elements`.*119"),
+        ({"elements": []}, "`elements`.*none"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         RadialNetwork(4, **arguments)
+
+
+@pytest.mark.parametrize("elements", [None, [1, 6, 8]])
+def test_int32_atomic_numbers(elements):
+    network = RadialNetwork(4, elements=elements)
+    z, other = torch.tensor([1, 6, 8, 6]), torch.tensor([8, 1])
+    for pair in ((z, z), (other, z)):
+        expected = network(*pair)
+        found = network(*(tensor.int() for tensor in pair))
+        mixed = network(pair[0].int(), pair[1])
+        for splines in (found, mixed):
+            assert torch.equal(splines.coefficients, expected.coefficients)
+            assert torch.equal(splines.target_type, expected.target_type)
+            assert torch.equal(splines.source_type, expected.source_type)

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from ..checks import check_floating
 from ..graph import CSRNeighborhood
+from ..precision import without_autocast
 from .chunks import Chunk, plan
 from .inputs import resolve_backend
 from .neighbor_sums import neighbor_sum
 from .recompute import Axis, chunked
 
 
+@without_autocast
 def aggregate(
     x: Tensor, neighborhood: CSRNeighborhood, weight: Tensor | None = None, *, backend: str = "auto"
 ) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import check_floating, check_shape
 from ..graph import CSRNeighborhood
+from ..precision import without_autocast
 from ..radial import RadialSplines
 from .inputs import (
     PairTensor,
@@ -24,6 +25,7 @@ from .recompute import Axis, chunked
 from .torch_backend import Spec, attention_chunk, by_head, chunks_of
 
 
+@without_autocast
 def equivariant_attention(
     q: Tensor,
     k: Tensor,
@@ -151,8 +153,8 @@ def equivariant_attention(
         "pos_j": (Axis.SOURCE, source_pos),
         "type_j": (Axis.SOURCE, radial.source_type),
         "edge_shift": (Axis.EDGE, edge_shift),
-        "edge_bias": (Axis.EDGE, edge_bias),
-        "polynomials": (Axis.SHARED, radial.cell_polynomials().to(spec.dtype)),
+        "edge_bias": (Axis.EDGE, None if edge_bias is None else edge_bias.to(spec.dtype)),
+        "polynomials": (Axis.SHARED, radial.cell_polynomials(spec.dtype)),
         "sink": (Axis.SHARED, sink.to(spec.dtype)),
         "seed": (Axis.SHARED, seed if dropout > 0 else None),
     }

@@ -17,8 +17,9 @@ from ..graph import CSRNeighborhood
 # Elements of the largest per-chunk intermediate: 16 MiB in float32, which stays in the cache of
 # a CPU or nearly so, and is long enough to hide the cost of a call.
 CHUNK_ELEMENTS = 2**22
-# A single chunk in the order of the nodes is taken if padding costs no more than this.
-_PADDING_LIMIT = 1.5
+# A single chunk of all nodes in their order, if it fits, spares recomputation; it is taken unless
+# padding makes it larger than this.
+_PADDING_LIMIT = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class Chunk:
         return self.col.unsqueeze(1) * heads + head.view(-1, 1)
 
 
+_WHOLE: WeakKeyDictionary[CSRNeighborhood, Chunk] = WeakKeyDictionary()
 _PLANS: WeakKeyDictionary[CSRNeighborhood, dict[tuple[int, int], list[Chunk]]] = WeakKeyDictionary()
 
 
@@ -70,7 +72,10 @@ def _build(neighborhood: CSRNeighborhood, budget: int, least: int) -> list[Chunk
     width = int(degree.max())
     fits = num_targets * max(width, least) <= budget
     if fits and num_targets * width <= _PADDING_LIMIT * num_edges:
-        return [_chunk(neighborhood, None, degree, width)]
+        # One object whatever the budget, so that operations can share what they derive from it.
+        if neighborhood not in _WHOLE:
+            _WHOLE[neighborhood] = _chunk(neighborhood, None, degree, width)
+        return [_WHOLE[neighborhood]]
 
     order = torch.argsort(degree, stable=True)
     widths = degree[order].tolist()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..graph import CSRNeighborhood
+from ..precision import without_autocast
 from ..radial import RadialSplines
 from .inputs import PairTensor, as_pair, check_edges, degree_of, node_strain, resolve_backend
 from .paths import as_orders, coupling
@@ -16,6 +17,7 @@ from .recompute import Axis, chunked
 from .torch_backend import Spec, by_head, chunks_of, convolution_chunk
 
 
+@without_autocast
 def equivariant_convolution(
     v: Tensor,
     pos: Tensor | PairTensor,
@@ -102,8 +104,8 @@ def equivariant_convolution(
         "pos_j": (Axis.SOURCE, source_pos),
         "type_j": (Axis.SOURCE, radial.source_type),
         "edge_shift": (Axis.EDGE, edge_shift),
-        "edge_bias": (Axis.EDGE, edge_bias),
-        "polynomials": (Axis.SHARED, radial.cell_polynomials().to(spec.dtype)),
+        "edge_bias": (Axis.EDGE, None if edge_bias is None else edge_bias.to(spec.dtype)),
+        "polynomials": (Axis.SHARED, radial.cell_polynomials(spec.dtype)),
     }
     axes, tensors = zip(*inputs.values(), strict=True)
     out = v.new_zeros(

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
-from ..checks import check_floating, check_shape
+from ..checks import check_floating, check_range, check_shape
 from ..graph import CSRNeighborhood
 from ..radial import RadialSplines
+from .sharing import shared
 
 PairTensor = tuple[Tensor, Tensor]
 
+OptTensor = TypeVar("OptTensor", Tensor, Tensor | None)
 
-def as_pair(pos: Tensor | PairTensor) -> PairTensor:
-    """Splits ``pos`` into that of the sources and that of the targets."""
-    return (pos, pos) if isinstance(pos, Tensor) else (pos[0], pos[1])
+
+def as_pair(
+    value: Tensor | tuple[Tensor, OptTensor], name: str = "pos"
+) -> tuple[Tensor, OptTensor]:
+    """Splits ``value`` into that of the sources and that of the targets."""
+    if isinstance(value, Tensor):
+        return value, value
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(
+            f"`{name}` must be a Tensor or a (source, target) pair, got {type(value).__name__}"
+        )
+    return value[0], value[1]
 
 
 def degree_of(name: str, rows: int) -> int:
@@ -71,7 +84,8 @@ def node_strain(
             )
         return strain.expand(num_targets, 3, 3)
     check_shape("batch", batch, num_targets)
-    return strain.index_select(0, batch)
+    check_range("batch", batch, 0, strain.size(0) - 1)
+    return shared("strain", (strain, batch), lambda: strain.index_select(0, batch))
 
 
 def resolve_backend(backend: str, device: torch.device) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..precision import autograd_without_autocast
+
 
 def neighbor_sum(weights: Tensor, values: Tensor, index: Tensor) -> Tensor:
     """``out[n, h, m] = sum_k weights[n, h, m, k] values[index[n, h, k]]``."""
@@ -36,6 +38,7 @@ def _batched(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, *tensor.shape[2:])
 
 
+@autograd_without_autocast
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, values: Tensor, index: Tensor) -> Tensor:
@@ -55,6 +58,7 @@ class _Sum(torch.autograd.Function):
         )
 
 
+@autograd_without_autocast
 class _Dot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sums: Tensor, values: Tensor, index: Tensor) -> Tensor:
@@ -73,6 +77,7 @@ class _Dot(torch.autograd.Function):
         )
 
 
+@autograd_without_autocast
 class _Scatter(torch.autograd.Function):
     """``out[s] = sum over the slots (n, h, k) of source s of weights[n, h, :, k] . sums[n, h]``."""
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..so3 import clebsch_gordan
 from ..so3.degrees import build_constant
+from ..so3.harmonics import MAX_DEGREE
 
 # Up to this many coefficients one dense matrix over all orders is cheaper than a matrix per order:
 # a handful of wasted multiplications costs less than the extra calls.
 _DENSE_LIMIT = 2**14
-MAX_DEGREE = 8
 
 
 class Path(NamedTuple):
@@ -35,7 +36,7 @@ class _Block(NamedTuple):
     table: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)  # equal by value: copies of a layer share cached tables
 class Coupling:
     r"""The paths :math:`(l_1, \ell, l_3)` of one operation and where their rows lie.
 
@@ -158,13 +159,15 @@ def row_tables(coupling: Coupling, device: torch.device) -> tuple[Tensor, Tensor
 
 def as_orders(order: int | Iterable[int]) -> tuple[int, ...]:
     """Normalises ``order`` (``n`` means ``{n}``) to a sorted tuple."""
-    orders = (order,) if isinstance(order, int) else tuple(order)
-    if not orders or any(isinstance(n, bool) or not isinstance(n, int) for n in orders):
-        raise ValueError(
-            f"`order` must be an integer or a non-empty set of integers, got {order!r}"
-        )
+    given: tuple[Any, ...] = tuple(order) if isinstance(order, Iterable) else (order,)
+    try:
+        orders = tuple(operator.index(n) for n in given if not isinstance(n, bool))
+    except TypeError:
+        orders = ()
+    if not orders or len(orders) != len(given):
+        raise ValueError(f"`order` must be an integer or a non-empty set of integers, got {given}")
     if min(orders) < 0 or max(orders) > MAX_DEGREE or len(set(orders)) != len(orders):
-        raise ValueError(f"`order` must hold distinct integers in 0..{MAX_DEGREE}, got {order!r}")
+        raise ValueError(f"`order` must hold distinct integers in 0..{MAX_DEGREE}, got {orders}")
     return tuple(sorted(orders))
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..precision import autograd_without_autocast
 from .chunks import Chunk
+from .sharing import shared
 
 
 class Axis(Enum):
@@ -62,13 +64,19 @@ def _index(chunk: Chunk, axis: Axis) -> Tensor | None:
     return chunk.edge if axis is Axis.EDGE else None
 
 
+def _select(chunk: Chunk, axis: Axis, tensor: Input) -> Input:
+    """The part of an input that a chunk reads."""
+    index = _index(chunk, axis)
+    if tensor is None or index is None:
+        return tensor
+    if chunk.rows is not None:
+        return tensor[index]
+    return shared((chunk, axis), (tensor,), lambda: tensor[index])
+
+
 def _select_all(chunk: Chunk, axes: Sequence[Axis], inputs: Sequence[Input]) -> list[Input]:
     """The parts of the inputs that a chunk reads."""
-    parts = []
-    for axis, tensor in zip(axes, inputs, strict=True):
-        index = _index(chunk, axis)
-        parts.append(tensor if tensor is None or index is None else tensor[index])
-    return parts
+    return [_select(chunk, axis, tensor) for axis, tensor in zip(axes, inputs, strict=True)]
 
 
 def _add_all(
@@ -120,6 +128,7 @@ def _grad(
     ]
 
 
+@autograd_without_autocast
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -145,6 +154,7 @@ class _Chunked(torch.autograd.Function):
         )
 
 
+@autograd_without_autocast
 class _ChunkedBackward(torch.autograd.Function):
     """Vector-Jacobian product of :class:`_Chunked`."""
 

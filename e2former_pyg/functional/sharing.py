@@ -1,16 +1,15 @@
 """Sharing of edge geometry between the operations of one forward pass.
 
-Layers of a model see the same positions and neighbourhoods. Inside :func:`share_geometry` what
-depends on these alone is computed once. The scope must not outlast one forward pass, since its
-content belongs to that pass's autograd graph.
+Layers of a model see the same positions and neighbourhoods. Inside a
+:class:`SharedGeometry` what depends on these alone is computed once. A scope serves one forward
+pass, since its content belongs to that pass's autograd graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable
+from contextvars import ContextVar, Token
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,22 +17,30 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-class _Scope(NamedTuple):
-    lmax: int
-    entries: dict[Hashable, tuple[Any, ...]]
+class SharedGeometry:
+    """A scope, as a context manager, that can be entered any number of times.
+
+    Activation checkpointing runs a part of a forward pass again in the backward pass; entering
+    the same scope there gives it what it had before.
+
+    Args:
+        lmax (int): Highest degree of the harmonics that operations inside will ask for.
+    """
+
+    def __init__(self, lmax: int) -> None:
+        self.lmax = lmax
+        self.entries: dict[Hashable, tuple[Any, ...]] = {}
+        self._tokens: list[Token[SharedGeometry | None]] = []
+
+    def __enter__(self) -> SharedGeometry:
+        self._tokens.append(_SCOPE.set(self))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _SCOPE.reset(self._tokens.pop())
 
 
-_SCOPE: ContextVar[_Scope | None] = ContextVar("e2former_pyg_geometry", default=None)
-
-
-@contextmanager
-def share_geometry(lmax: int) -> Iterator[None]:
-    """Shares edge geometry with harmonics up to degree ``lmax`` among the operations inside."""
-    token = _SCOPE.set(_Scope(lmax, {}))
-    try:
-        yield
-    finally:
-        _SCOPE.reset(token)
+_SCOPE: ContextVar[SharedGeometry | None] = ContextVar("e2former_pyg_geometry", default=None)
 
 
 def shared_lmax(lmax: int) -> int:
@@ -43,7 +50,7 @@ def shared_lmax(lmax: int) -> int:
 
 
 def shared(
-    key: Hashable, inputs: tuple[Tensor | None, ...], lmax: int, compute: Callable[[], T]
+    key: Hashable, inputs: tuple[Tensor | None, ...], compute: Callable[[], T], lmax: int = 0
 ) -> T:
     """The result of ``compute``, from the scope if the same tensors gave it there already."""
     scope = _SCOPE.get()

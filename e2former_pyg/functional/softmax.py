@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..precision import autograd_without_autocast
+
 
 def sink_softmax(logits: Tensor, weight: Tensor, sink: Tensor) -> Tensor:
     r""":math:`\alpha_k = w_k e^{s_k} / (e^b + \sum_k w_k e^{s_k})` over the last dimension.
@@ -28,6 +30,7 @@ def _unweighted(logits: Tensor, weight: Tensor, lse: Tensor) -> Tensor:
     return (logits - lse).masked_fill(weight == 0, -math.inf).exp()
 
 
+@autograd_without_autocast
 class _SinkSoftmax(torch.autograd.Function):
     """Returns the weights and the log-sum-exp; both are differentiable any number of times."""
 

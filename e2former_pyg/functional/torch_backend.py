@@ -98,7 +98,7 @@ def _edges(
     if chunk.rows is not None:
         return compute()
     key = (chunk, spec.cutoff, spec.num_cells, spec.dtype)
-    return shared(key, (pos_i, pos_j, edge_shift, strain), spec.lmax_harmonics, compute)
+    return shared(key, (pos_i, pos_j, edge_shift, strain), compute, spec.lmax_harmonics)
 
 
 def _functions(

@@ -91,7 +91,8 @@ class CSRNeighborhood:
             TypeError: If :obj:`edge_index` does not hold int64 or int32.
             ValueError: If :obj:`edge_index` is not of shape
                 :math:`(2, |\mathcal{E}|)`, has :math:`2^{31}` edges or more,
-                or claims an order that it does not have.
+                claims an order that it does not have, or more nodes than
+                :obj:`size`.
             IndexError: If an index is negative or beyond :obj:`size`.
         """
         if not isinstance(edge_index, EdgeIndex) or torch.compiler.is_compiling():
@@ -123,9 +124,19 @@ class CSRNeighborhood:
 
         _check_edge_index(edge_index)
         source, target = edge_index[0].contiguous(), edge_index[1].contiguous()
-        num_sources, num_targets = _resolve_size(
-            edge_index, sparse_size if size is None else _check_size(size)
-        )
+        if size is not None:
+            claimed, sparse_size = sparse_size, _check_size(size)
+            # Fewer nodes are no contradiction: PyG infers sizes from edges, which isolated nodes
+            # at the end do not have.
+            if any(
+                a is not None and b is not None and a > b
+                for a, b in zip(claimed, sparse_size, strict=True)
+            ):
+                raise ValueError(
+                    f"`edge_index` is an EdgeIndex with sparse_size={claimed}, which contradicts "
+                    f"the numbers of sources and targets {sparse_size}"
+                )
+        num_sources, num_targets = _resolve_size(edge_index, sparse_size)
 
         checked = values_known(edge_index)
         is_sorted = claims_sorted

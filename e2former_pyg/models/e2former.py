@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..functional.paths import as_orders
-from ..functional.sharing import share_geometry
+from ..functional.sharing import SharedGeometry
 from ..nn import E2FormerBlock, E2FormerConv, RMSNorm
 from ..nn.linear import add_to_scalars
 from .embedding import AtomEmbedding
@@ -107,14 +107,13 @@ class E2Former(nn.Module):
             raise ValueError(
                 f"`heads` must divide `hidden_channels` = {hidden_channels}, got {heads}"
             )
-        if elements is not None and len(elements) == 0:
-            raise ValueError("`elements` must hold at least one atomic number, got none")
+        orders = as_orders(order)
         self.config = {
             "hidden_channels": hidden_channels,
             "num_layers": num_layers,
             "lmax": lmax,
             "heads": heads,
-            "order": order if isinstance(order, int) else sorted(order),
+            "order": list(orders),
             "cutoff": cutoff,
             "num_radial": num_radial,
             "qk_channels": qk_channels,
@@ -133,7 +132,7 @@ class E2Former(nn.Module):
         self.num_layers = num_layers
         self.lmax = lmax
         self.cutoff = float(cutoff)
-        self.lmax_harmonics = max(lmax, *as_orders(order))
+        self.lmax_harmonics = max(lmax, *orders)
         shared: dict[str, Any] = {
             "heads": heads,
             "cutoff": cutoff,
@@ -159,7 +158,7 @@ class E2Former(nn.Module):
                 hidden_channels,
                 lmax,
                 hidden_channels=ffn_channels,
-                order=order,
+                order=orders,
                 qk_channels=qk_channels,
                 directional=directional,
                 dropout=dropout,
@@ -222,11 +221,12 @@ class E2Former(nn.Module):
         graph, num_graphs = inputs.graph_of_atom()
         edges, shift = sorted_edges(inputs, self.cutoff, num_graphs)
         scalars = self.embedding(z, graph, num_graphs, charge, spin)
-        with share_geometry(self.lmax_harmonics):
+        with SharedGeometry(self.lmax_harmonics) as geometry:
             x = self.surroundings(scalars, pos, edges, z, shift, strain=strain, batch=graph)
             x = add_to_scalars(x, scalars)
             for block in self.blocks:
-                x = block(x, pos, edges, z, shift, strain=strain, batch=graph)
+                # Given, not only entered: a checkpointed block runs again outside.
+                x = block(x, pos, edges, z, shift, strain=strain, batch=graph, geometry=geometry)
         return self.norm(x)
 
     def __repr__(self) -> str:

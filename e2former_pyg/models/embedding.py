@@ -86,8 +86,11 @@ def _embed(
     batch_size: int,
 ) -> Tensor | None:
     if table is None:
-        if values is not None and not _trivial(torch.as_tensor(values), default):
-            raise ValueError(f"`{name}` was given, but the model was built with {name}=False")
+        if values is not None:
+            index = torch.as_tensor(values).reshape(-1)
+            check_shape(name, index, batch_size)
+            if values_known(index) and bool((index != default).any()):
+                raise ValueError(f"`{name}` was given, but the model was built with {name}=False")
         return None
     if values is None:
         index = batch.new_full((batch_size,), default)
@@ -99,7 +102,3 @@ def _embed(
         index = index.long()
     check_range(name, index, -offset, table.num_embeddings - 1 - offset)
     return table(index + offset).index_select(0, batch)
-
-
-def _trivial(values: Tensor, default: int) -> bool:
-    return values.device.type == "cpu" and bool((values == default).all())

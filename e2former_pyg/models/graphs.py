@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
-from ..checks import check_floating, check_range, check_shape, values_known
+from ..checks import check_floating, check_range, check_shape, check_tensor, values_known
 from ..graph import CSRNeighborhood, radius_graph
 from ..graph.radius_graph import COINCIDENT
 from ..radial import check_atomic_numbers
@@ -38,6 +38,13 @@ class GraphInput(NamedTuple):
             return self.batch, self.batch_size
         return self.batch, int(self.batch.max()) + 1 if self.batch.numel() > 0 else 0
 
+    def is_periodic(self) -> bool:
+        """Whether a graph is known to be periodic."""
+        if self.cell is None or self.pbc is None:
+            return self.cell is not None
+        pbc = torch.as_tensor(self.pbc)
+        return values_known(pbc) and bool(pbc.any())
+
     def call(
         self, backbone: nn.Module, graph: Tensor, num_graphs: int, **kwargs: Tensor | None
     ) -> Tensor:
@@ -50,13 +57,21 @@ _POSITIONAL = ("z", "pos", "batch", "batch_size")
 
 
 def as_input(
-    data: Data | Tensor,
+    data: Data | Tensor | None,
     pos: Tensor | None,
     batch: Tensor | None,
     cutoff: float,
+    *,
+    z: Tensor | None = None,
     **others: Any,
 ) -> GraphInput:
     """Reads what models are called with: ``data``, or atomic numbers and the other tensors."""
+    if (data is None) == (z is None):
+        found = "neither" if z is None else "both"
+        raise ValueError(f"`data` or `z` must be given, got {found}")
+    if z is not None:
+        check_tensor("z", z)
+        data = z
     if isinstance(data, Tensor):
         if pos is None:
             raise ValueError("`pos` must be given with atomic numbers")
@@ -113,8 +128,6 @@ def from_data(data: Data, cutoff: float) -> GraphInput:
 def check_atoms(z: Tensor, pos: Tensor, batch: Tensor | None, batch_size: int | None) -> None:
     """Checks shapes and dtypes, and on the CPU values."""
     check_atomic_numbers(z, "z")
-    if z.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"`z` must hold int64 or int32, got {z.dtype}")
     check_shape("pos", pos, z.size(0), 3)
     check_floating("pos", pos)
     if batch is not None:
@@ -172,6 +185,10 @@ def sorted_edges(
     else:
         if edge_shift is not None:
             check_shape("edge_shift", edge_shift, edge_index.size(1), 3)
+        elif inputs.is_periodic():
+            raise ValueError(
+                "`edge_shift` must be given with the `edge_index` of a periodic `cell`, got None"
+            )
         perm = CSRNeighborhood.from_edge_index(edge_index, size).perm
         given = edge_index
         edge_index = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index

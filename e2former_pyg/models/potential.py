@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 
 from ..checks import values_known
 from ..graph import as_cell, volume
+from ..precision import without_autocast
 from .checkpoint import load_checkpoint, save_checkpoint
 from .e2former import E2Former
 from .graphs import GraphInput, as_input, check_atoms, sum_over_graphs
@@ -107,10 +108,11 @@ class E2FormerPotential(nn.Module):
 
     def forward(
         self,
-        data: Data | Tensor,
+        data: Data | Tensor | None = None,
         pos: Tensor | None = None,
         batch: Tensor | None = None,
         *,
+        z: Tensor | None = None,
         edge_index: Tensor | None = None,
         edge_shift: Tensor | None = None,
         cell: Tensor | None = None,
@@ -125,12 +127,13 @@ class E2FormerPotential(nn.Module):
         differentiated again in training mode, or if :obj:`pos` requires a gradient.
 
         Args:
-            data (Data or torch.Tensor): The graphs, or their atomic numbers; then the other
-                arguments are those of :meth:`E2Former.forward`. Edges of :obj:`data` must come
-                from :class:`~e2former_pyg.transforms.RadiusGraph`; without edges they are
+            data (Data or torch.Tensor, optional): The graphs, or their atomic numbers; then the
+                other arguments are those of :meth:`E2Former.forward`. Edges of :obj:`data` must
+                come from :class:`~e2former_pyg.transforms.RadiusGraph`; without edges they are
                 built.
             pos (torch.Tensor, optional): The positions in Å.
             batch (torch.Tensor, optional): The graph of each atom.
+            z (torch.Tensor, optional): The atomic numbers, instead of :obj:`data`.
             edge_index (torch.Tensor, optional): All pairs within the cutoff.
             edge_shift (torch.Tensor, optional): The image offset of each edge's source in Å.
             cell (torch.Tensor, optional): The cell of each graph in Å.
@@ -144,6 +147,7 @@ class E2FormerPotential(nn.Module):
             pos,
             batch,
             self.cutoff,
+            z=z,
             edge_index=edge_index,
             edge_shift=edge_shift,
             cell=cell,
@@ -180,7 +184,7 @@ class E2FormerPotential(nn.Module):
 
         with torch.set_grad_enabled(differentiable or bool(wanted)):
             x = inputs._replace(pos=pos).call(self.backbone, graph, num_graphs, strain=strain)
-            atomic = self.references(self.energy_head(x[:, 0]).squeeze(-1), inputs.z)
+            atomic = self.references(self._network_energies(x), inputs.z)
             energy = sum_over_graphs(atomic, graph, num_graphs)
             forces = stress = None
             if self.force_head is not None and self.force_gate is not None:
@@ -196,6 +200,12 @@ class E2FormerPotential(nn.Module):
         if differentiable:
             return out
         return PotentialOutput._make(None if value is None else value.detach() for value in out)
+
+    @without_autocast
+    def _network_energies(self, x: Tensor) -> Tensor:
+        """The network's part of the atomic energies, never in half precision by autocast."""
+        scalars = x[:, 0].to(next(self.energy_head.parameters()).dtype)
+        return self.energy_head(scalars).squeeze(-1)
 
     def save(self, path: str | Path) -> None:
         r"""Saves weights and configuration to one safetensors file.

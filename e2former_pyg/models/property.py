@@ -135,23 +135,26 @@ class E2FormerProperty(nn.Module):
 
     def forward(
         self,
-        data: Data | Tensor,
+        data: Data | Tensor | None = None,
         pos: Tensor | None = None,
         batch: Tensor | None = None,
+        *,
+        z: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         r"""Runs the forward pass of the module.
 
         Args:
-            data (Data or torch.Tensor): The graphs, or their atomic numbers; then the other
-                arguments are those of :meth:`E2Former.forward`. Edges of :obj:`data` must come
-                from :class:`~e2former_pyg.transforms.RadiusGraph`; without edges they are
+            data (Data or torch.Tensor, optional): The graphs, or their atomic numbers; then the
+                other arguments are those of :meth:`E2Former.forward`. Edges of :obj:`data` must
+                come from :class:`~e2former_pyg.transforms.RadiusGraph`; without edges they are
                 built.
             pos (torch.Tensor, optional): The positions in Å.
             batch (torch.Tensor, optional): The graph of each atom.
+            z (torch.Tensor, optional): The atomic numbers, instead of :obj:`data`.
             **kwargs (optional): Additional arguments of :meth:`E2Former.forward`.
         """
-        inputs = as_input(data, pos, batch, self.backbone.cutoff, **kwargs)
+        inputs = as_input(data, pos, batch, self.backbone.cutoff, z=z, **kwargs)
         check_atoms(inputs.z, inputs.pos, inputs.batch, inputs.batch_size)
         graph, num_graphs = inputs.graph_of_atom()
         x = inputs.call(self.backbone, graph, num_graphs)

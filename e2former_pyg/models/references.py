@@ -37,7 +37,10 @@ class ElementReferences(nn.Module):
         exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
-            self._buffers[name] = buffer.to(self._buffers[name].device)  # type: ignore[union-attr]
+            moved = self._buffers[name]
+            assert moved is not None
+            # A meta tensor has no values to keep: `to_empty` allocates them.
+            self._buffers[name] = moved.double() if buffer.is_meta else buffer.to(moved.device)
         return self
 
     def forward(self, out: Tensor, z: Tensor) -> Tensor:

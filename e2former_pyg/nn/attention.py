@@ -8,19 +8,20 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 from torch_geometric.typing import Adj
+from torch_geometric.utils import is_sparse
 
 from ..functional import equivariant_attention
 from ..functional.dropout import dropout_mask
 from ..functional.edgewise import edge_rows, segment_sink_softmax
 from ..functional.geometry import EdgeGeometry, edge_geometry, edge_vectors
-from ..functional.inputs import node_strain
+from ..functional.inputs import PairTensor, node_strain
 from ..functional.paths import as_orders
 from ..functional.torch_backend import Spec, attention_logits, directional_term
 from ..graph import CSRNeighborhood
 from ..radial import RadialSplines, evaluate_splines, spline_cells
 from .invariants import BilinearInvariants
 from .linear import DegreeLinear
-from .message_passing import EquivariantMessagePassing, OptPairTensor, PairTensor
+from .message_passing import EquivariantMessagePassing, OptPairTensor
 
 
 class E2FormerAttention(EquivariantMessagePassing):
@@ -130,16 +131,19 @@ class E2FormerAttention(EquivariantMessagePassing):
     ) -> None:
         if heads < 1 or out_channels % heads != 0:
             raise ValueError(f"`heads` must divide `out_channels` = {out_channels}, got {heads}")
+        if qk_channels < 1:
+            raise ValueError(f"`qk_channels` must be positive, got {qk_channels}")
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {dropout}")
+        orders = as_orders(order)
         super().__init__(
             in_channels,
             out_channels,
             lmax,
             lmax_in=lmax_in,
             num_groups=heads,
-            order=order,
-            functions=heads * (2 + len(as_orders(order))),
+            order=orders,
+            functions=heads * (2 + len(orders)),
             value_channels=out_channels,
             cutoff=cutoff,
             num_radial=num_radial,
@@ -242,6 +246,8 @@ class E2FormerAttention(EquivariantMessagePassing):
                 the features. (default: :obj:`None`)
             return_attention_weights (bool, optional): If set to :obj:`True`, also returns
                 :obj:`(edge_index, alpha)`, the weights of each edge and head before dropout.
+                :obj:`edge_index` is the one given, or for a sparse adjacency the
+                :math:`(2, |\mathcal{E}|)` edges in the order of :obj:`alpha`.
                 (default: :obj:`False`)
             strain (torch.Tensor, optional): The strain of each graph, which deforms positions
                 and shifts: the derivative of an energy by it is the virial.
@@ -284,7 +290,8 @@ class E2FormerAttention(EquivariantMessagePassing):
         if not return_attention_weights:
             return out
         alpha = self.edge_updater(graph.given, **inputs)
-        return out, (edge_index, alpha)
+        # A sparse adjacency keeps no order of edges for the weights to follow.
+        return out, (graph.given if is_sparse(edge_index) else edge_index, alpha)
 
     def _query_key(self, x_src: Tensor, x_dst: Tensor) -> tuple[Tensor, Tensor]:
         """Queries of the targets and keys of the sources, ``[N, heads, qk_channels]``."""
@@ -322,7 +329,7 @@ class E2FormerAttention(EquivariantMessagePassing):
             pos_i, pos_j, edge_shift, node_strain(strain, batch_i, pos_i.size(0), pos_i.dtype)
         )
         geometry = edge_geometry(vectors, self.cutoff, spec.lmax_harmonics, spec.dtype)
-        polynomials = radial.cell_polynomials().to(spec.dtype)
+        polynomials = radial.cell_polynomials(spec.dtype)
         functions = evaluate_splines(
             polynomials,
             *spline_cells(geometry.length, radial.num_cells, self.cutoff),

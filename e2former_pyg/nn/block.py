@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 from torch_geometric.typing import Adj
 
+from ..checks import check_tensor
+from ..functional.sharing import SharedGeometry
 from .attention import E2FormerAttention
 from .feed_forward import GatedFeedForward
 from .norm import RMSNorm
@@ -27,12 +30,17 @@ class E2FormerBlock(nn.Module):
         heads (int, optional): Number of heads. (default: :obj:`8`)
         hidden_channels (int, optional): Size of the hidden rows of the feed-forward network.
             (default: :obj:`channels`)
-        **kwargs (optional): Additional arguments of :class:`E2FormerAttention`.
+        **kwargs (optional): Additional arguments of :class:`E2FormerAttention`, of which
+            :obj:`root_weight` is :obj:`False` by default, since the residual connection carries
+            the node's own features, and :obj:`lmax_in` can only be :obj:`lmax`.
 
     Shapes:
         - **input:** as :class:`E2FormerAttention` with one kind of nodes,
-          :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`
-        - **output:** :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`
+          :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`, or :math:`(|\mathcal{V}|, C)` if
+          :math:`l_{\max} = 0`
+        - **output:** :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`. If
+          :obj:`return_attention_weights=True`, then :math:`(\mathrm{output},
+          ((2, |\mathcal{E}|), (|\mathcal{E}|, H)))`
     """
 
     def __init__(
@@ -45,12 +53,13 @@ class E2FormerBlock(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        if kwargs.get("lmax_in") not in (None, lmax):
+            raise ValueError(f"`lmax_in` must be `lmax` = {lmax}, got {kwargs['lmax_in']}")
         self.channels = channels
         self.lmax = lmax
         self.heads = heads
-        # The norms need no weights of their own, since linear maps follow, and the residual
-        # connection carries the node's own features already.
         kwargs.setdefault("root_weight", False)
+        # The norms need no weights of their own, since linear maps follow.
         self.norm_attention = RMSNorm(channels, lmax, affine=False)
         self.attention = E2FormerAttention(channels, channels, lmax, heads=heads, **kwargs)
         self.norm_feed_forward = RMSNorm(channels, lmax, affine=False)
@@ -61,6 +70,24 @@ class E2FormerBlock(nn.Module):
         self.attention.reset_parameters()
         self.feed_forward.reset_parameters()
 
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        edge_index: Adj,
+        z: Tensor | None = None,
+        edge_shift: Tensor | None = None,
+        edge_attr: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        return_attention_weights: Literal[False] = False,
+        *,
+        strain: Tensor | None = None,
+        batch: Tensor | None = None,
+        geometry: SharedGeometry | None = None,
+    ) -> Tensor: ...
+
+    @overload
     def forward(
         self,
         x: Tensor,
@@ -71,22 +98,50 @@ class E2FormerBlock(nn.Module):
         edge_attr: Tensor | None = None,
         size: tuple[int, int] | None = None,
         *,
+        return_attention_weights: Literal[True],
         strain: Tensor | None = None,
         batch: Tensor | None = None,
-    ) -> Tensor:
-        r"""Runs the forward pass of the module; see :meth:`E2FormerAttention.forward`."""
-        x = x + self.attention(
-            self.norm_attention(x),
-            pos,
-            edge_index,
-            z,
-            edge_shift,
-            edge_attr,
-            size,
-            strain=strain,
-            batch=batch,
-        )
-        return x + self.feed_forward(self.norm_feed_forward(x))
+        geometry: SharedGeometry | None = None,
+    ) -> tuple[Tensor, tuple[Adj, Tensor]]: ...
+
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        edge_index: Adj,
+        z: Tensor | None = None,
+        edge_shift: Tensor | None = None,
+        edge_attr: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        return_attention_weights: bool = False,
+        *,
+        strain: Tensor | None = None,
+        batch: Tensor | None = None,
+        geometry: SharedGeometry | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Adj, Tensor]]:
+        r"""Runs the forward pass of the module; see :meth:`E2FormerAttention.forward`.
+
+        Blocks of a model share the geometry of edges through :obj:`geometry`.
+        """
+        check_tensor("x", x)
+        if x.dim() == 2 and self.lmax == 0:
+            x = x.unsqueeze(1)
+        with nullcontext() if geometry is None else geometry:
+            result = self.attention(
+                self.norm_attention(x),
+                pos,
+                edge_index,
+                z,
+                edge_shift,
+                edge_attr,
+                size,
+                return_attention_weights,
+                strain=strain,
+                batch=batch,
+            )
+        x = x + (result[0] if return_attention_weights else result)
+        x = x + self.feed_forward(self.norm_feed_forward(x))
+        return (x, result[1]) if return_attention_weights else x
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}({self.channels}, lmax={self.lmax}, heads={self.heads})"

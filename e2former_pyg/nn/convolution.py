@@ -11,11 +11,11 @@ from torch_geometric.typing import Adj
 from ..functional import equivariant_convolution
 from ..functional.edgewise import edge_rows
 from ..functional.geometry import edge_geometry, edge_vectors
-from ..functional.inputs import node_strain
+from ..functional.inputs import PairTensor, node_strain
 from ..functional.paths import as_orders
 from ..graph import CSRNeighborhood
 from ..radial import RadialSplines, evaluate_splines, spline_cells
-from .message_passing import EquivariantMessagePassing, OptPairTensor, PairTensor
+from .message_passing import EquivariantMessagePassing, OptPairTensor
 
 
 class E2FormerConv(EquivariantMessagePassing):
@@ -110,14 +110,15 @@ class E2FormerConv(EquivariantMessagePassing):
             raise ValueError(f"`groups` must divide `in_channels` = {source}, got {groups}")
         if not avg_num_neighbors > 0:
             raise ValueError(f"`avg_num_neighbors` must be positive, got {avg_num_neighbors}")
-        functions = groups * len(as_orders(order))
+        orders = as_orders(order)
+        functions = groups * len(orders)
         super().__init__(
             in_channels,
             out_channels,
             lmax,
             lmax_in=lmax_in,
             num_groups=groups,
-            order=order,
+            order=orders,
             functions=functions,
             value_channels=source,
             cutoff=cutoff,
@@ -201,7 +202,7 @@ class E2FormerConv(EquivariantMessagePassing):
             pos_i, pos_j, edge_shift, node_strain(strain, batch_i, pos_i.size(0), pos_i.dtype)
         )
         geometry = edge_geometry(vectors, self.cutoff, spec.lmax_harmonics, spec.dtype)
-        polynomials = radial.cell_polynomials().to(spec.dtype)
+        polynomials = radial.cell_polynomials(spec.dtype)
         weights = evaluate_splines(
             polynomials,
             *spline_cells(geometry.length, radial.num_cells, self.cutoff),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..precision import autograd_without_autocast
 from ..so3 import degree_index
 from .linear import DegreeLinear
 
@@ -17,6 +18,7 @@ def _degree_sum(x: Tensor, degree: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like).index_add_(1, degree, x)
 
 
+@autograd_without_autocast
 class _Gate(torch.autograd.Function):
     """``x[row] sigmoid(gates[degree of row])``, twice differentiable by hand: autograd's own second
     derivative takes several times as many operations.
@@ -32,6 +34,7 @@ class _Gate(torch.autograd.Function):
         return (*_GateBackward.apply(grad, *ctx.saved_tensors), None)
 
 
+@autograd_without_autocast
 class _GateBackward(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..precision import autograd_without_autocast
 from ..so3 import degree_index
 from ..so3.degrees import build_constant
 from .linear import DegreeLinear
@@ -41,6 +42,7 @@ def _spread(sums: Tensor, table: Tensor) -> Tensor:
     return rows.view(table.size(1), len(sums), sums.size(1) // table.size(0)).transpose(0, 1)
 
 
+@autograd_without_autocast
 class _Products(torch.autograd.Function):
     """Sums of the products of both halves of the channels, twice differentiable by hand: autograd's
     own second derivative takes several times as many operations.
@@ -57,6 +59,7 @@ class _Products(torch.autograd.Function):
         return _ProductsBackward.apply(grad, *ctx.saved_tensors), None
 
 
+@autograd_without_autocast
 class _ProductsBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grad: Tensor, x: Tensor, table: Tensor) -> Tensor:
@@ -123,7 +126,9 @@ class BilinearInvariants(nn.Module):
                 module.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(_Products.apply(self.lin(x), _degree_sums(self.lmax, x.dtype, x.device)))
+        hidden = self.lin(x)
+        table = _degree_sums(self.lmax, hidden.dtype, hidden.device)
+        return self.mlp(_Products.apply(hidden, table))
 
     def __repr__(self) -> str:
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_floating, check_shape
+from ..checks import check_dtype, check_floating, check_shape
 from ..functional import Coupling
 
 
@@ -57,6 +57,7 @@ class DegreeLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_features(x, self.lmax, self.in_channels)
+        check_dtype("x", x, self.weight.dtype)
         # One batched product over rows: repeating weights costs less than a call per degree.
         weight = torch.cat(
             [w.expand(2 * degree + 1, -1, -1) for degree, w in enumerate(self.weight)]
@@ -106,6 +107,7 @@ class PathLinear(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         check_shape("rows", rows, "N", self.coupling.num_rows, self.in_channels)
         check_floating("rows", rows)
+        check_dtype("rows", rows, self.weight[0].dtype)
         # Rows first, as in DegreeLinear: then no operation of a model meets mixed strides.
         counts = self.coupling.paths_per_degree
         sizes = [(2 * degree + 1) * paths for degree, paths in enumerate(counts)]

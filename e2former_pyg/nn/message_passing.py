@@ -12,14 +12,14 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import Adj
 from torch_geometric.utils import is_sparse, to_edge_index
 
-from ..checks import check_floating, check_shape
+from ..checks import check_dtype, check_finite, check_floating, check_shape, check_tensor
+from ..functional.inputs import PairTensor, as_pair
 from ..functional.paths import as_orders, coupling
 from ..functional.torch_backend import Spec
 from ..graph import CSRNeighborhood
 from ..radial import RadialNetwork, RadialSplines
 from .linear import DegreeLinear, PathLinear
 
-PairTensor = tuple[Tensor, Tensor]
 OptPairTensor = tuple[Tensor, Tensor | None]
 
 
@@ -138,12 +138,18 @@ class EquivariantMessagePassing(MessagePassing):
         edge_attr: Tensor | None,
         size: tuple[int, int] | None,
     ) -> Graph:
-        x_src, x_dst = (x, x) if isinstance(x, Tensor) else (x[0], x[1])
-        pos_src, pos_dst = (pos, pos) if isinstance(pos, Tensor) else (pos[0], pos[1])
+        x_src, x_dst = as_pair(x, "x")
+        pos_src, pos_dst = as_pair(pos)
+        for name, tensor in (("x", x_src), ("pos", pos_src), ("pos", pos_dst)):
+            check_tensor(name, tensor)
         sizes = (x_src.size(0), pos_dst.size(0))
         if size is not None and tuple(size) != sizes:
             raise ValueError(f"`size` must be (sources, targets) = {sizes}, got {tuple(size)}")
 
+        for tensor, count in zip((pos_src, pos_dst), sizes, strict=True):
+            check_shape("pos", tensor, count, 3)
+            check_floating("pos", tensor)
+            check_finite("pos", tensor)
         channels = self._channels
         same = x_dst is x_src and channels[0] == channels[1]
         x_src = self._check_x(x_src, "x", channels[0])
@@ -151,14 +157,12 @@ class EquivariantMessagePassing(MessagePassing):
             x_dst = x_src
         elif x_dst is not None:
             x_dst = self._check_x(x_dst, "x[1]", channels[1])
-            check_shape("x[1]", x_dst, sizes[1], *x_dst.shape[1:])
-        for name, tensor, count in (("pos", pos_src, sizes[0]), ("pos", pos_dst, sizes[1])):
-            check_shape(name, tensor, count, 3)
-            check_floating(name, tensor)
+        if x_dst is not None:
+            check_shape("x" if same else "x[1]", x_dst, sizes[1], *x_dst.shape[1:])
         if z is None:
             z_src = pos_src.new_zeros(sizes[0], dtype=torch.long)
             z = z_src if pos_src is pos_dst else (z_src, z_src.new_zeros(sizes[1]))
-        z_src, z_dst = (z, z) if isinstance(z, Tensor) else (z[0], z[1])
+        z_src, z_dst = as_pair(z, "z")
         check_shape("z", z_src, sizes[0])
         check_shape("z", z_dst, sizes[1])
 
@@ -170,6 +174,7 @@ class EquivariantMessagePassing(MessagePassing):
         if edge_shift is not None:
             check_shape("edge_shift", edge_shift, num_edges, 3)
             check_floating("edge_shift", edge_shift)
+            check_finite("edge_shift", edge_shift)
         return Graph(
             (x_src, x_dst),
             (pos_src, pos_dst),
@@ -182,10 +187,12 @@ class EquivariantMessagePassing(MessagePassing):
         )
 
     def _check_x(self, x: Tensor, name: str, channels: int) -> Tensor:
+        check_tensor(name, x)
         if x.dim() == 2 and self.lmax_in == 0:
             x = x.unsqueeze(1)
         check_shape(name, x, "N", (self.lmax_in + 1) ** 2, channels)
         check_floating(name, x)
+        check_dtype(name, x, self.mix.weight[0].dtype)
         return x
 
     def _edge_bias(self, edge_attr: Tensor | None, num_edges: int) -> Tensor | None:
@@ -197,9 +204,11 @@ class EquivariantMessagePassing(MessagePassing):
             return None
         if edge_attr is None:
             raise ValueError(f"`edge_attr` is missing, expected shape [E, {self.edge_dim}]")
+        check_tensor("edge_attr", edge_attr)
         if edge_attr.dim() == 1:
             edge_attr = edge_attr.unsqueeze(-1)
         check_shape("edge_attr", edge_attr, num_edges, self.lin_edge.in_features)
+        check_dtype("edge_attr", edge_attr, self.lin_edge.weight.dtype)
         return self.lin_edge(edge_attr)
 
     def _route(

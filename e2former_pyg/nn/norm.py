@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..precision import autograd_without_autocast
 from ..so3 import degree_index
 from ..so3.degrees import build_constant
 from .linear import add_to_scalars, check_features
@@ -31,6 +32,7 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(dim=(1, 2), keepdim=True)
 
 
+@autograd_without_autocast
 class _Normalize(torch.autograd.Function):
     """``y = s x`` with ``s = (<x, b x> + eps)**-0.5``, twice differentiable by hand.
 
@@ -50,6 +52,7 @@ class _Normalize(torch.autograd.Function):
         return _NormalizeBackward.apply(x, grad, balance, ctx.eps), None, None
 
 
+@autograd_without_autocast
 class _NormalizeBackward(torch.autograd.Function):
     """``s g - s**3 <x, g> b x``."""
 

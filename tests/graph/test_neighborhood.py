@@ -134,7 +134,7 @@ def test_edge_index_cache_notices_changes_in_place(view):
     edge_index = EdgeIndex(sort_by_target(random_edges()), sparse_size=(20, 20), sort_order="col")
     assert CSRNeighborhood.from_edge_index(edge_index).col.max() < 13
     (edge_index.as_tensor() if view else edge_index).add_(7)
-    neighborhood = CSRNeighborhood.from_edge_index(edge_index, 20)
+    neighborhood = CSRNeighborhood.from_edge_index(edge_index, 27)
     check(neighborhood, edge_index.as_tensor())
     assert neighborhood.col.min() >= 7
 
@@ -193,3 +193,17 @@ def test_bad_input():
     for size in (-1, (1, 2, 3), "ab", 2**31):
         with pytest.raises(ValueError, match="`size`"):
             build(torch.zeros(2, 3, dtype=torch.int64), size)
+
+
+@pytest.mark.parametrize("sparse_size", [(6, 3), (5, 4), (None, 4), (6, None)])
+def test_sparse_size_that_contradicts_the_size(sparse_size):
+    edge_index = EdgeIndex([[0, 1], [1, 0]], sparse_size=sparse_size)
+    with pytest.raises(ValueError, match=r"`edge_index`.*sparse_size=.*\(5, 3\)"):
+        CSRNeighborhood.from_edge_index(edge_index, (5, 3))
+
+
+@pytest.mark.parametrize("sparse_size", [(None, None), (5, None), (None, 3), (5, 3), (2, 2)])
+def test_sparse_size_that_fits_the_size(sparse_size):
+    edge_index = EdgeIndex([[0, 1], [1, 0]], sparse_size=sparse_size)
+    neighborhood = CSRNeighborhood.from_edge_index(edge_index, (5, 3))
+    assert (neighborhood.num_sources, neighborhood.num_targets) == (5, 3)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch_geometric.data import Batch
 
 
@@ -74,6 +75,22 @@ def test_given_but_disabled(lab, name, trivial):
     data[name] = 2
     with pytest.raises(ValueError, match=f"`{name}` was given"):
         model(data)
+
+
+@pytest.mark.parametrize("name", ["charge", "spin"])
+def test_one_value_for_each_graph_even_if_disabled(lab, name):
+    z, pos = lab.molecule()
+    of_atoms = torch.full(z.shape, 1 if name == "spin" else 0)
+    with pytest.raises(ValueError, match=rf"`{name}`.*shape \[1\].*\[8\]"):
+        lab.make("potential", num_layers=1)(z, pos, **{name: of_atoms})
+
+
+def test_disabled_where_values_are_not_known(lab):
+    """On accelerators and in traced code, a look at the charge would wait for the device."""
+    embedding = lab.make("backbone", num_layers=1).embedding
+    z, batch, charge = torch.tensor([6, 1]), torch.zeros(2, dtype=torch.long), torch.tensor([0])
+    traced = make_fx(lambda charge: embedding(z, batch, 1, charge))(charge)
+    assert torch.equal(traced(charge), embedding(z, batch, 1))
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,21 @@ def test_numbers_of_any_kind_can_be_saved(lab, tmp_path):
     assert loaded.backbone.config["elements"] == [1, 6, 7, 8]
 
 
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [(1, [1]), (np.int64(1), [1]), (np.array([2, 0]), [0, 2]), ((n for n in (1, 0)), [0, 1])],
+    ids=["integer", "numpy", "array", "generator"],
+)
+def test_orders_of_any_kind_can_be_saved(lab, tmp_path, order, expected):
+    model = lab.make("potential", num_layers=2, order=order)
+    assert model.backbone.config["order"] == expected
+    assert all(type(n) is int for n in model.backbone.config["order"])
+    assert [block.attention.orders for block in model.backbone.blocks] == [tuple(expected)] * 2
+    model.save(tmp_path / "model.safetensors")
+    loaded = E2FormerPotential.load(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(*lab.molecule()).energy, model(*lab.molecule()).energy)
+
+
 def test_loaded_model_can_be_trained(saved, lab):
     loaded = E2FormerPotential.load(saved).train()
     loaded(*lab.molecule()).forces.square().sum().backward()

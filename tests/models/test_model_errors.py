@@ -125,7 +125,7 @@ def test_stress_needs_a_volume(lab, change):
     model = lab.make("potential", num_layers=1, stress=True)
     z, pos, cell = lab.crystal()
     with pytest.raises(ValueError, match="`cell`"):
-        model(z, pos, edge_index=PAIR, cell=change(cell))
+        model(z, pos, edge_index=PAIR, edge_shift=torch.zeros(2, 3), cell=change(cell))
 
 
 @pytest.mark.parametrize(
@@ -211,6 +211,50 @@ def test_bad_data(lab, kind):
         model(lab.as_data(z, pos), pos)
     with pytest.raises(ValueError, match=r"`cell`.*`data`"):
         model(lab.as_data(z, pos), cell=torch.eye(3))
+
+
+@pytest.mark.parametrize("kind", ["potential", "property"])
+def test_ways_to_call(lab, kind):
+    """``forward(data)`` or ``forward(z, pos, ...)``, also by keyword."""
+    model = lab.make(kind, num_layers=1)
+    z, pos = lab.molecule()
+
+    def value(*args, **kwargs):
+        out = model(*args, **kwargs)
+        return out.energy if kind == "potential" else out
+
+    expected = value(z, pos)
+    data = lab.as_data(z, pos)
+    for found in (value(z=z, pos=pos), value(z, pos=pos), value(data), value(data=data)):
+        assert torch.equal(found, expected)
+    for arguments in ({"pos": pos}, {"data": data, "z": z}, {"data": z, "z": z, "pos": pos}):
+        with pytest.raises(ValueError, match="`data` or `z`"):
+            model(**arguments)
+    with pytest.raises(TypeError, match=r"`z`.*list"):
+        model(z=z.tolist(), pos=pos)
+
+
+@KINDS
+def test_periodic_edges_need_shifts(lab, kind):
+    model = lab.make(kind, num_layers=1)
+    z, pos, cell = lab.crystal()
+    edges = {"edge_index": PAIR, "cell": cell}
+    for pbc in (None, torch.tensor([True, False, False])):
+        with pytest.raises(ValueError, match=r"`edge_shift`.*`cell`"):
+            model(z, pos, pbc=pbc, **edges)
+        model(z, pos, pbc=pbc, edge_shift=torch.zeros(2, 3), **edges)
+    model(z, pos, pbc=torch.zeros(3, dtype=torch.bool), **edges)
+
+
+@KINDS
+def test_int32_atomic_numbers(lab, kind):
+    z, pos = lab.molecule()
+    for elements in (None, [1, 6, 7, 8]):
+        model = lab.make(kind, num_layers=1, elements=elements)
+        found, expected = model(z.int(), pos), model(z, pos)
+        if kind == "potential":
+            found, expected = found.energy, expected.energy
+        assert torch.equal(found, expected)
 
 
 @pytest.fixture(scope="module")

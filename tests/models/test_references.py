@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from e2former_pyg.models import ElementReferences
+from e2former_pyg.models import E2Former, E2FormerPotential, ElementReferences
 
 
 def compositions(counts, elements):
@@ -125,3 +125,16 @@ def test_conversions_keep_references_exact(lab, convert):
 def test_moves_between_devices(lab):
     references = lab.make("potential").references.to("meta")
     assert references.energies.is_meta and references.energies.dtype == torch.float64
+
+
+def test_made_on_the_meta_device(lab):
+    """Models are made without memory, allocated, and filled from a checkpoint."""
+    expected = lab.make("potential", dtype=torch.float32)
+    with torch.device("meta"):
+        model = E2FormerPotential(backbone=E2Former(**expected.backbone.config))
+    assert model.references.energies.is_meta
+    model.to_empty(device="cpu")
+    assert model.references.energies.dtype == model.references.scale.dtype == torch.float64
+    model.load_state_dict(expected.state_dict())
+    z, pos = lab.molecule(dtype=torch.float32)
+    assert torch.equal(model.eval()(z, pos).energy, expected(z, pos).energy)

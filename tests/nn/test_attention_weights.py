@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch_geometric import EdgeIndex
+from torch_geometric.utils import to_torch_csr_tensor
 
 
 @pytest.mark.parametrize("edge_dim", [None, 2])
@@ -131,3 +132,20 @@ def test_weights_can_be_differentiated(make_layer, make_graph):
     pos = graph.pos.clone().requires_grad_()
     _, (_, alpha) = layer(**graph.replace(pos=pos).arguments(), return_attention_weights=True)
     assert torch.autograd.grad(alpha.square().sum(), pos)[0].abs().max() > 1e-3
+
+
+def test_weights_of_a_sparse_adjacency(make_layer, make_graph):
+    """Its edges come as they are numbered in the weights."""
+    layer, graph = make_layer("attention"), make_graph()
+    edges = graph.edge_index.unique(dim=1)  # sparse tensors add up multiple edges
+    _, (_, expected) = layer(
+        **graph.replace(edge_index=edges).arguments(), return_attention_weights=True
+    )
+    adj_t = to_torch_csr_tensor(edges.flip(0), size=(8, 8))
+    _, (found, alpha) = layer(
+        **graph.replace(edge_index=adj_t).arguments(), return_attention_weights=True
+    )
+    assert found.layout == torch.strided and found.shape == edges.shape
+    order = (found[0] * 8 + found[1]).argsort()
+    assert torch.equal(found[:, order], edges)
+    torch.testing.assert_close(alpha[order], expected, rtol=1e-12, atol=1e-12)

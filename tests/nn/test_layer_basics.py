@@ -1,5 +1,6 @@
 """Both layers as users of PyG meet them."""
 
+import numpy as np
 import pytest
 import torch
 from torch_geometric import EdgeIndex
@@ -81,6 +82,32 @@ def test_ways_to_give_the_edges(kind, make_layer, make_graph, edge_dim):
         ):
             out = layer(**ordered.replace(edge_index=edge_index).arguments())
             torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make_order",
+    [
+        lambda: np.int64(1),
+        lambda: (n for n in (1,)),
+        lambda: torch.tensor([1]),
+        lambda: range(1, 2),
+    ],
+    ids=["numpy", "generator", "tensor", "range"],
+)
+def test_forms_of_order(kind, make_layer, make_graph, make_order):
+    layer = make_layer(kind, order=make_order())
+    assert layer.orders == (1,) and type(layer.orders[0]) is int
+    graph = make_graph()
+    expected = make_layer(kind, order=1)(**graph.arguments())
+    assert torch.equal(layer(**graph.arguments()), expected)
+
+
+def test_int32_atomic_numbers(kind, make_layer, make_graph):
+    graph = make_graph()
+    for elements in (None, [1, 6, 8]):
+        layer = make_layer(kind, elements=elements)
+        found = layer(**graph.replace(z=graph.z.int()).arguments())
+        assert torch.equal(found, layer(**graph.arguments()))
 
 
 def test_sparse_adjacency(kind, make_layer, make_graph):

@@ -34,6 +34,15 @@ def derivatives(layer, graph):
 
 
 @OPTIONS_
+def test_fuse_can_be_switched_off(reference, kind, make_layer, make_graph, options):
+    layer, graph = make_layer(kind, lmax_in=2, **options[0]), make_graph(**options[1])
+    fused = derivatives(layer, graph)
+    layer.fuse = False  # PyG's switch; edges then stay in the caller's order
+    for one, other in zip(fused, derivatives(layer, graph), strict=True):
+        assert reference.error(other, one) < 1e-10
+
+
+@OPTIONS_
 @pytest.mark.parametrize("sort", [False, True])
 def test_routes_agree(reference, kind, make_layer, make_graph, options, sort):
     layer, graph = make_layer(kind, lmax_in=2, **options[0]), make_graph(**options[1])

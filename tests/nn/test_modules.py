@@ -279,6 +279,35 @@ def test_block(rotation, make_graph):
     assert (found - expected).norm() < 1e-10 * expected.norm()
 
 
+def test_block_returns_attention_weights(make_graph):
+    block, graph = make_block(), make_graph()
+    out, (edge_index, alpha) = block(**graph.arguments(), return_attention_weights=True)
+    assert torch.equal(out, block(**graph.arguments()))
+    assert edge_index is graph.edge_index
+    normed = graph.replace(x=block.norm_attention(graph.x))
+    _, (_, expected) = block.attention(**normed.arguments(), return_attention_weights=True)
+    assert torch.equal(alpha, expected) and alpha.shape == (30, 4)
+
+
+def test_block_of_scalars(make_graph):
+    torch.manual_seed(0)
+    block, graph = E2FormerBlock(8, 0, heads=4).double(), make_graph(lmax=0)
+    flat = block(**graph.replace(x=graph.x[:, 0]).arguments())
+    assert flat.shape == (8, 1, 8)
+    assert torch.equal(flat, block(**graph.arguments()))
+
+
+def test_block_refuses_bad_input(make_graph):
+    with pytest.raises(ValueError, match=r"`lmax_in`.*2.*1"):
+        make_block(lmax_in=1)
+    make_block(lmax_in=2)
+    graph = make_graph()
+    with pytest.raises(TypeError, match=r"`x`.*tuple"):
+        make_block()(**graph.replace(x=(graph.x, graph.x)).arguments())
+    with pytest.raises(TypeError, match=r"`x`.*float64.*float32"):
+        make_block()(**graph.replace(x=graph.x.float()).arguments())
+
+
 def test_block_takes_huge_features(make_graph):
     """Logits are of fourth degree in the input: the norm keeps them finite."""
     block, graph = make_block(), make_graph()
