@@ -15,10 +15,10 @@ from ..radial import RadialSplines
 from .inputs import (
     PairTensor,
     as_pair,
+    check_backend,
     check_edges,
     degree_of,
     node_strain,
-    resolve_backend,
 )
 from .paths import as_orders, coupling
 from .recompute import Axis, chunked
@@ -106,7 +106,7 @@ def equivariant_attention(
           :math:`m_3` and path (:func:`~e2former_pyg.functional.coupling`)
     """
     source_pos, target_pos = as_pair(pos)
-    resolve_backend(backend, v.device)
+    check_backend(backend)
     orders = as_orders(orders)
     check_shape("q", q, neighborhood.num_targets, "H", "D")
     heads = q.size(1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..graph import CSRNeighborhood
 from ..precision import without_autocast
 from ..radial import RadialSplines
-from .inputs import PairTensor, as_pair, check_edges, degree_of, node_strain, resolve_backend
+from .inputs import PairTensor, as_pair, check_backend, check_edges, degree_of, node_strain
 from .paths import as_orders, coupling
 from .recompute import Axis, chunked
 from .torch_backend import Spec, by_head, chunks_of, convolution_chunk
@@ -76,7 +76,7 @@ def equivariant_convolution(
           :math:`m_3` and path (:func:`~e2former_pyg.functional.coupling`)
     """
     source_pos, target_pos = as_pair(pos)
-    resolve_backend(backend, v.device)
+    check_backend(backend)
     orders = as_orders(orders)
     functions = radial.num_functions
     check_edges(v, (source_pos, target_pos), neighborhood, radial, edge_shift, edge_bias, functions)

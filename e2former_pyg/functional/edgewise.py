@@ -21,8 +21,8 @@ def segment_sink_softmax(
     """As :func:`~e2former_pyg.functional.softmax.sink_softmax`, with logits ``[E, H]`` over the
     edges of each target.
     """
-    inside = geometry.inside.unsqueeze(-1)
     weight = geometry.envelope.unsqueeze(-1)
+    inside = weight > 0
     target = index.unsqueeze(-1).expand_as(logits)
     with torch.no_grad():
         scores = torch.where(inside, logits + weight.log(), -math.inf)

@@ -17,7 +17,6 @@ class EdgeGeometry(NamedTuple):
     length: Tensor  # [...]
     envelope: Tensor  # [...], 0 beyond the cutoff and on padding
     harmonics: Tensor  # [..., (lmax + 1)**2]
-    inside: Tensor  # [...], bool: a real edge shorter than the cutoff
 
 
 def edge_geometry(
@@ -35,17 +34,16 @@ def edge_geometry(
     vectors = vectors.to(dtype)
     squared = vectors.square().sum(-1)
     nonzero = squared > 0
-    inverse = torch.where(nonzero, torch.where(nonzero, squared, 1.0).rsqrt(), 0.0)
-    length = squared * inverse
-    inside = length < cutoff
-    if mask is not None:
-        inside = inside & mask
+    # A square root is rounded correctly, so that an edge as long as the cutoff has weight zero.
+    safe = torch.where(nonzero, squared, 1.0).sqrt()
+    length = torch.where(nonzero, safe, 0.0)
+    inverse = torch.where(nonzero, safe.reciprocal(), 0.0)
     weight = envelope(length, cutoff)
     if mask is not None:
         weight = torch.where(mask, weight, 0.0)
     # The inverse is zero at zero length, and with it every derivative.
     unit = vectors * inverse.unsqueeze(-1)
-    return EdgeGeometry(length, weight, solid_harmonics(lmax, unit), inside)
+    return EdgeGeometry(length, weight, solid_harmonics(lmax, unit))
 
 
 def edge_vectors(

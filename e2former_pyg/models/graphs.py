@@ -49,11 +49,11 @@ class GraphInput(NamedTuple):
         self, backbone: nn.Module, graph: Tensor, num_graphs: int, **kwargs: Tensor | None
     ) -> Tensor:
         """The features that a backbone makes of this input."""
-        given = {name: value for name, value in self._asdict().items() if name not in _POSITIONAL}
+        given = {name: value for name, value in self._asdict().items() if name not in _PASSED}
         return backbone(self.z, self.pos, graph, batch_size=num_graphs, **given, **kwargs)
 
 
-_POSITIONAL = ("z", "pos", "batch", "batch_size")
+_PASSED = ("z", "pos", "batch", "batch_size")
 
 
 def as_input(

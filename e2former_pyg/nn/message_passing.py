@@ -13,7 +13,7 @@ from torch_geometric.typing import Adj
 from torch_geometric.utils import is_sparse, to_edge_index
 
 from ..checks import check_dtype, check_finite, check_floating, check_shape, check_tensor
-from ..functional.inputs import PairTensor, as_pair
+from ..functional.inputs import PairTensor, as_pair, check_backend_name
 from ..functional.paths import as_orders, coupling
 from ..functional.torch_backend import Spec
 from ..graph import CSRNeighborhood
@@ -85,8 +85,7 @@ class EquivariantMessagePassing(MessagePassing):
             raise NotImplementedError("algorithm='factorized' is not available in this version")
         if algorithm != "direct":
             raise ValueError(f"`algorithm` must be 'direct' or 'factorized', got {algorithm!r}")
-        if backend not in ("auto", "torch", "triton"):
-            raise ValueError(f"`backend` must be 'auto', 'torch' or 'triton', got {backend!r}")
+        check_backend_name(backend)
 
         self.in_channels = in_channels
         self.out_channels = out_channels
