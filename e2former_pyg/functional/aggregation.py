@@ -11,7 +11,7 @@ from ..checks import check_floating
 from ..graph import CSRNeighborhood
 from ..precision import without_autocast
 from .chunks import Chunk, plan
-from .inputs import check_backend
+from .inputs import check_backend_name
 from .neighbor_sums import neighbor_sum
 from .recompute import Axis, chunked
 
@@ -42,7 +42,12 @@ def aggregate(
         - **weight:** :math:`(|\mathcal{E}|)` or :math:`(|\mathcal{E}|, H)`
         - **output:** :math:`(N_t, *, C)`
     """
-    check_backend(backend)
+    check_backend_name(backend)
+    if backend == "triton":
+        raise RuntimeError(
+            "backend='triton' is not available: sums with given weights have no kernel; use "
+            "backend='auto' or 'torch'"
+        )
     check_floating("x", x)
     if x.dim() < 2 or x.size(0) != neighborhood.num_sources:
         raise ValueError(

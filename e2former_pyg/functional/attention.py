@@ -12,10 +12,11 @@ from ..checks import check_floating, check_shape
 from ..graph import CSRNeighborhood
 from ..precision import without_autocast
 from ..radial import RadialSplines
+from .backends import takes_triton
 from .inputs import (
     PairTensor,
     as_pair,
-    check_backend,
+    check_backend_name,
     check_edges,
     degree_of,
     node_strain,
@@ -106,7 +107,7 @@ def equivariant_attention(
           :math:`m_3` and path (:func:`~e2former_pyg.functional.coupling`)
     """
     source_pos, target_pos = as_pair(pos)
-    check_backend(backend)
+    check_backend_name(backend)
     orders = as_orders(orders)
     check_shape("q", q, neighborhood.num_targets, "H", "D")
     heads = q.size(1)
@@ -142,6 +143,27 @@ def equivariant_attention(
         dropout,
     )
     strain = node_strain(strain, batch, neighborhood.num_targets, target_pos.dtype)
+    if takes_triton(backend, v, spec.coupling, lmax_u):
+        from .triton_backend import path_rows
+
+        return path_rows(
+            spec.coupling,
+            neighborhood,
+            radial,
+            parity=parity,
+            heads=heads,
+            q=q,
+            k=k,
+            v=v,
+            sink=sink,
+            u=u,
+            pos=(source_pos, target_pos),
+            edge_shift=edge_shift,
+            strain=strain,
+            edge_bias=edge_bias,
+            dropout=dropout,
+            seed=seed,
+        )
     inputs = {
         "q": (Axis.TARGET, q.to(spec.dtype)),
         "u": (Axis.TARGET, None if u is None else u.to(spec.dtype)),

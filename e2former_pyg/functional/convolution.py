@@ -11,7 +11,8 @@ from torch import Tensor
 from ..graph import CSRNeighborhood
 from ..precision import without_autocast
 from ..radial import RadialSplines
-from .inputs import PairTensor, as_pair, check_backend, check_edges, degree_of, node_strain
+from .backends import takes_triton
+from .inputs import PairTensor, as_pair, check_backend_name, check_edges, degree_of, node_strain
 from .paths import as_orders, coupling
 from .recompute import Axis, chunked
 from .torch_backend import Spec, by_head, chunks_of, convolution_chunk
@@ -76,7 +77,7 @@ def equivariant_convolution(
           :math:`m_3` and path (:func:`~e2former_pyg.functional.coupling`)
     """
     source_pos, target_pos = as_pair(pos)
-    check_backend(backend)
+    check_backend_name(backend)
     orders = as_orders(orders)
     functions = radial.num_functions
     check_edges(v, (source_pos, target_pos), neighborhood, radial, edge_shift, edge_bias, functions)
@@ -96,6 +97,21 @@ def equivariant_convolution(
         torch.promote_types(v.dtype, torch.float32),
     )
     strain = node_strain(strain, batch, neighborhood.num_targets, target_pos.dtype)
+    if takes_triton(backend, v, spec.coupling):
+        from .triton_backend import path_rows
+
+        return path_rows(
+            spec.coupling,
+            neighborhood,
+            radial,
+            parity=parity,
+            heads=groups,
+            v=v,
+            pos=(source_pos, target_pos),
+            edge_shift=edge_shift,
+            strain=strain,
+            edge_bias=edge_bias,
+        )
     inputs = {
         "pos_i": (Axis.TARGET, target_pos),
         "type_i": (Axis.TARGET, radial.target_type),

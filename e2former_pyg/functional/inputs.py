@@ -88,16 +88,6 @@ def node_strain(
     return shared("strain", (strain, batch), lambda: strain.index_select(0, batch))
 
 
-def check_backend(backend: str) -> None:
-    """Raises unless ``backend`` can serve a call."""
-    check_backend_name(backend)
-    if backend == "triton":
-        raise RuntimeError(
-            "backend='triton' is not available: this version has the PyTorch backend only; "
-            "use backend='auto' or 'torch'"
-        )
-
-
 def check_backend_name(backend: str) -> None:
     """Raises unless ``backend`` is the name of one."""
     if backend not in ("auto", "torch", "triton"):

@@ -1,0 +1,63 @@
+"""Which backend serves a call."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+from torch import Tensor
+
+from .inputs import check_backend_name
+from .paths import Coupling
+
+# What the kernels were written and tested for; the PyTorch backend goes to degree 8.
+_MAX_ORDER = 4
+_MAX_DEGREE = 6
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _obstacle(v: Tensor, paths: Coupling, lmax: int) -> str | None:
+    """Why the kernels cannot serve a call."""
+    if not _has_triton():
+        return "the package triton is not installed"
+    if not v.is_cuda and not _interpreted():
+        return f"tensors are on {v.device.type!r}, kernels need a CUDA device"
+    if max(paths.orders) > _MAX_ORDER:
+        return f"order {max(paths.orders)} is above {_MAX_ORDER}"
+    lmax = max(lmax, paths.lmax_in, paths.lmax_out)
+    if lmax > _MAX_DEGREE:
+        return f"lmax {lmax} is above {_MAX_DEGREE}"
+    return None
+
+
+def takes_triton(backend: str, v: Tensor, paths: Coupling, lmax: int = 0) -> bool:
+    """Whether the Triton backend serves a call.
+
+    Args:
+        backend (str): ``"auto"`` takes it for CUDA tensors where it supports the call.
+        v (torch.Tensor): The features.
+        paths (Coupling): The paths of the call.
+        lmax (int): Highest degree of further harmonics.
+
+    Raises:
+        ValueError: If there is no such backend.
+        RuntimeError: If ``backend="triton"`` cannot serve the call.
+    """
+    check_backend_name(backend)
+    if backend == "torch" or (backend == "auto" and not v.is_cuda):
+        return False
+    obstacle = _obstacle(v, paths, lmax)
+    if obstacle is not None and backend == "triton":
+        raise RuntimeError(
+            f"backend='triton' is not available: {obstacle}; use backend='auto' or 'torch'"
+        )
+    return obstacle is None

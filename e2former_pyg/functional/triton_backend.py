@@ -1,0 +1,314 @@
+"""The operations as fused Triton kernels, registered as operators that compilers see as one node.
+
+Three operators serve attention and convolution: path rows, their gradients, and the derivative of
+both along tangents, which is the backward of the second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..graph import CSRNeighborhood
+from ..kernels import launch
+from ..kernels.operands import Graph, Operands, Part, Spec, constants
+from ..radial import RadialSplines
+from .paths import Coupling, coupling
+from .triton_tables import DTYPES, harmonic_terms, parts
+
+_OPERANDS = (
+    "Tensor? q, Tensor? k, Tensor v, Tensor? u, Tensor? bias, Tensor pos_i, Tensor pos_j, "
+    "Tensor? strain, Tensor polynomials, Tensor? sink"
+)
+_REST = (
+    "Tensor rowptr, Tensor col, Tensor? edge, Tensor? rowptr_t, Tensor? col_t, Tensor? edge_t, "
+    "Tensor type_i, Tensor type_j, Tensor? shift, Tensor? seed, int lmax_in, int lmax_out, "
+    "int[] orders, str parity, float cutoff, float dropout"
+)
+_TANGENTS = ", ".join(
+    f"Tensor? {name}_dot" for name in (*Operands._fields, "sink")
+)
+_NUM_OPERANDS = len(Operands._fields) + 1  # and the sink
+_NUM_SAVED = 10  # tensors of `_REST`
+
+_LIBRARY = torch.library.Library("e2former_pyg", "DEF")
+_LIBRARY.define(f"path_rows({_OPERANDS}, {_REST}) -> (Tensor, Tensor)")
+_LIBRARY.define(
+    f"path_rows_backward({_OPERANDS}, {_REST}, Tensor y, Tensor lse, Tensor grad, bool[] wanted)"
+    " -> (" + ", ".join(["Tensor"] * _NUM_OPERANDS) + ")"
+)
+_LIBRARY.define(
+    f"path_rows_second({_OPERANDS}, {_REST}, Tensor y, Tensor lse, Tensor grad, {_TANGENTS}, "
+    "bool[] wanted) -> (" + ", ".join(["Tensor"] * (_NUM_OPERANDS + 1)) + ")"
+)
+
+
+class _Problem:
+    """The arguments of an operator, grouped as the kernels take them."""
+
+    def __init__(self, arguments: Sequence[Any]) -> None:
+        *operands, self.sink = arguments[:_NUM_OPERANDS]
+        self.x = Operands(*operands)
+        rest = arguments[_NUM_OPERANDS:]
+        rowptr, col, edge, rowptr_t, col_t, edge_t, type_i, type_j, shift, seed = rest[:_NUM_SAVED]
+        types = self.x.polynomials.size(1)
+        self.graph = Graph(rowptr, col, edge, type_i, type_j, types, shift, seed, None)
+        self.transposed = Graph(rowptr_t, col_t, edge_t, type_i, type_j, types, shift, seed, None)
+        self.spec, self.parts = _specialise(self.x, *rest[_NUM_SAVED:])
+
+
+def _specialise(
+    x: Operands,
+    lmax_in: int,
+    lmax_out: int,
+    orders: Sequence[int],
+    parity: str,
+    cutoff: float,
+    dropout: float,
+) -> tuple[Spec, tuple[Part, ...]]:
+    _, _, cells, heads, functions, _ = x.polynomials.shape
+    return _compiled_for(
+        *(lmax_in, lmax_out, tuple(orders), parity, x.q is not None, heads),
+        *(x.v.size(2) // heads, 0 if x.u is None else x.u.size(1)),
+        *(0 if x.q is None else x.q.size(2), functions, cutoff, cells, dropout),
+        x.polynomials.dtype,
+    )
+
+
+@cache
+def _compiled_for(
+    lmax_in: int,
+    lmax_out: int,
+    orders: tuple[int, ...],
+    parity: str,
+    attention: bool,
+    heads: int,
+    channels: int,
+    u_rows: int,
+    d: int,
+    functions: int,
+    cutoff: float,
+    cells: int,
+    dropout: float,
+    dtype: torch.dtype,
+) -> tuple[Spec, tuple[Part, ...]]:
+    paths = coupling(lmax_in, lmax_out, orders, parity)
+    lmax = max(*orders, math.isqrt(max(u_rows, 1)) - 1)
+    spec = Spec(
+        *(attention, heads, channels, paths.num_inputs, u_rows, paths.num_rows, d, functions),
+        *(cutoff, cells, dropout, (lmax + 1) ** 2, harmonic_terms(lmax), DTYPES[dtype]),
+    )
+    wide = dtype == torch.float64
+    return constants(spec), tuple(constants(part) for part in parts(paths, channels, wide))
+
+
+def _present(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """Operators return tensors only: an empty one stands for none."""
+    return like.new_empty(0) if tensor is None else tensor
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    problem = _Problem(arguments)
+    with torch.cuda.device_of(problem.x.v):
+        return launch.forward(
+            problem.x, problem.graph, problem.sink, problem.spec, problem.parts
+        )
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, y, lse, grad, wanted = arguments
+    problem = _Problem(inputs)
+    with torch.cuda.device_of(y):
+        grads, sink = launch.backward(
+            *(problem.x, problem.graph, problem.transposed, problem.sink),
+            *(y, lse, grad.contiguous(), wanted, problem.spec, problem.parts),
+        )
+    return tuple(_present(tensor, lse) for tensor in (*grads, sink))
+
+
+def _second(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, wanted = arguments
+    inputs, tangents = inputs[:-_NUM_OPERANDS], inputs[-_NUM_OPERANDS:]
+    *inputs, y, lse, grad = inputs
+    problem = _Problem(inputs)
+    *dots, sink_dot = (None if dot is None else dot.contiguous() for dot in tangents)
+    with torch.cuda.device_of(y):
+        y_dot, grads, sink = launch.second(
+            *(problem.x, Operands(*dots), problem.graph, problem.transposed),
+            *(problem.sink, sink_dot, y, lse, grad.contiguous(), wanted),
+            *(problem.spec, problem.parts),
+        )
+    return tuple(_present(tensor, lse) for tensor in (y_dot, *grads, sink))
+
+
+def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    _, _, v, _, _, pos_i, _, _, polynomials, sink = arguments[:_NUM_OPERANDS]
+    lmax_in, lmax_out, orders, parity = arguments[-6:-2]
+    rows = coupling(lmax_in, lmax_out, tuple(orders), parity).num_rows
+    nodes = pos_i.size(0)
+    lse = polynomials.new_empty(0 if sink is None else nodes, polynomials.size(3))
+    return v.new_empty(nodes, rows, v.size(2)), lse
+
+
+def _fake_gradients(operands: Sequence[Any], lse: Tensor, wanted: Sequence[bool]) -> list[Tensor]:
+    optional = {"u", "bias", "strain", "polynomials"}
+    names = (*Operands._fields, "sink")
+    return [
+        lse.new_empty(0)
+        if tensor is None or (name in optional and not wanted[n])
+        else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for n, (name, tensor) in enumerate(zip(names, operands, strict=True))
+    ]
+
+
+def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *_, lse, _, wanted = arguments
+    return tuple(_fake_gradients(arguments[:_NUM_OPERANDS], lse, wanted))
+
+
+def _fake_second(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, wanted = arguments
+    y, lse, _ = inputs[-_NUM_OPERANDS - 3 : -_NUM_OPERANDS]
+    return (
+        torch.empty_like(y, memory_format=torch.contiguous_format),
+        *_fake_gradients(arguments[:_NUM_OPERANDS], lse, wanted),
+    )
+
+
+def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[: _NUM_OPERANDS + _NUM_SAVED], *output)
+    ctx.settings = inputs[_NUM_OPERANDS + _NUM_SAVED :]
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_forward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    *inputs, y, lse = ctx.saved_tensors
+    if grad is None:
+        return (None,) * (len(inputs) + len(ctx.settings))
+    wanted = _wanted(ctx, inputs)
+    grads = torch.ops.e2former_pyg.path_rows_backward(
+        *inputs, *ctx.settings, y.detach(), lse.detach(), grad, wanted
+    )
+    return _gradients(grads, inputs, wanted) + (None,) * (_NUM_SAVED + len(ctx.settings))
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *rest, y, lse, grad, _ = inputs
+    ctx.save_for_backward(*rest[: _NUM_OPERANDS + _NUM_SAVED], y, lse, grad)
+    ctx.settings = rest[_NUM_OPERANDS + _NUM_SAVED :]
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
+    *inputs, y, lse, grad = ctx.saved_tensors
+    wanted = _wanted(ctx, inputs)
+    # What stands for no gradient is empty, and so is its cotangent.
+    present = [
+        dot if tensor is not None and dot is not None and dot.shape == tensor.shape else None
+        for dot, tensor in zip(tangents, inputs, strict=False)
+    ]
+    grad_grad, *grads = torch.ops.e2former_pyg.path_rows_second(
+        *inputs, *ctx.settings, y, lse, grad, *present, wanted
+    )
+    rest = (None,) * (_NUM_SAVED + len(ctx.settings) + 2)  # and y, lse: functions of the operands
+    return (*_gradients(grads, inputs, wanted), *rest, grad_grad, None)
+
+
+def _differentiate_second(ctx: Any, *_: Any) -> None:
+    raise NotImplementedError(
+        "the Triton backend has derivatives to second order; use backend='torch' for higher ones"
+    )
+
+
+def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
+    return [
+        tensor is not None and bool(ctx.needs_input_grad[n])
+        for n, tensor in enumerate(inputs[:_NUM_OPERANDS])
+    ][:-1]
+
+
+def _gradients(
+    grads: Sequence[Tensor], inputs: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    return tuple(
+        None if tensor is None or grad.shape != tensor.shape else grad
+        for grad, tensor in zip(grads, inputs, strict=False)
+    )
+
+
+def _register(name: str, function: Any, fake: Any, setup: Any, differentiate: Any) -> None:
+    qualified = f"e2former_pyg::{name}"
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    torch.library.register_autograd(
+        qualified, differentiate, setup_context=setup, lib=_LIBRARY
+    )
+
+
+_register("path_rows", _forward, _fake_forward, _setup_forward, _differentiate_forward)
+_register(
+    "path_rows_backward", _backward, _fake_backward, _setup_backward, _differentiate_backward
+)
+_register(
+    "path_rows_second", _second, _fake_second, lambda ctx, inputs, output: None,
+    _differentiate_second,
+)
+
+
+def path_rows(
+    paths: Coupling,
+    neighborhood: CSRNeighborhood,
+    radial: RadialSplines,
+    *,
+    v: Tensor,
+    pos: tuple[Tensor, Tensor],
+    heads: int,
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    sink: Tensor | None = None,
+    u: Tensor | None = None,
+    edge_shift: Tensor | None = None,
+    strain: Tensor | None = None,
+    edge_bias: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+    parity: str,
+) -> Tensor:
+    """Path rows of attention or, without queries, of convolution; ``strain`` is that of each
+    target.
+    """
+    dtype = torch.promote_types(v.dtype, torch.float32)
+
+    def prepared(tensor: Tensor | None, dtype: torch.dtype | None = dtype) -> Tensor | None:
+        return None if tensor is None else tensor.to(dtype).contiguous()
+
+    polynomials = radial.cell_polynomials(dtype).unflatten(-1, (-1, heads))
+    polynomials = polynomials.permute(0, 1, 2, 5, 4, 3).contiguous()
+    operands = (
+        *(prepared(q), prepared(k), v.contiguous(), prepared(u), prepared(edge_bias)),
+        *(pos[1].contiguous(), pos[0].contiguous(), prepared(strain, None)),
+        *(polynomials, prepared(sink)),
+    )
+    # Edges are told apart only for what the caller gave by edge.
+    by_edge = edge_shift is not None or edge_bias is not None or dropout > 0
+    edge = neighborhood.perm if by_edge else None
+    rowptr_t = col_t = edge_t = None
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):
+        transposed = neighborhood.transpose()
+        rowptr_t, col_t = transposed.rowptr, transposed.col
+        if by_edge:
+            edge_t = transposed.perm if edge is None else edge[transposed.perm]
+    rows, _ = torch.ops.e2former_pyg.path_rows(
+        *operands,
+        *(neighborhood.rowptr, neighborhood.col, edge, rowptr_t, col_t, edge_t),
+        *(radial.target_type, radial.source_type),
+        prepared(edge_shift, pos[1].dtype),
+        seed if dropout > 0 else None,
+        *(paths.lmax_in, paths.lmax_out, paths.orders, parity, radial.cutoff, dropout),
+    )
+    return rows

@@ -1,0 +1,439 @@
+"""What all passes compute for a tile of edges and one head: geometry, radial functions, scores and
+weights; and the gradient of all that. Everything is a jet (see ``jet``).
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from . import geometry, jet, spline
+
+
+class Edge(NamedTuple):
+    """A tile of edges."""
+
+    inside: Any  # closer than the cutoff
+    difference: Any  # before the strain: three jets
+    strain: Any  # nine jets, or ()
+    inverse: Any  # 1 / r
+    unit: Any  # three jets
+    envelope: Any
+    envelope_slope: Any
+    harmonics: Any  # a jet for each row
+    cell: Any  # offset of the edge's block of polynomials, in blocks
+    t: Any  # place in the cell
+    functions: Any  # a jet for each radial function of the head
+    slopes: Any  # their derivatives with respect to r
+
+
+class Weights(NamedTuple):
+    """How much a tile of edges counts."""
+
+    kappa: Any  # query times key with the directional term; of the convolution: ()
+    exponential: Any  # exp(s - lse), zero beyond the cutoff; of the convolution: ()
+    alpha: Any  # before dropout
+    weight: Any  # after dropout; of the convolution: the envelope
+    radial: Any  # a jet for each order
+
+
+class Gradient(NamedTuple):
+    """Cotangents of what an edge reads."""
+
+    bias: Any  # a jet, of the convolution one for each order
+    kappa: Any  # of the convolution: ()
+    functions: Any  # of the radial functions
+    difference: Any  # three jets
+    strain: Any  # nine jets, or ()
+
+
+@triton.jit
+def point(pointer, tangent, index, mask, DUAL: tl.constexpr):
+    """A position, three jets in its own dtype."""
+    DTYPE: tl.constexpr = pointer.dtype.element_ty
+    return (
+        jet.load(pointer, tangent, index * 3, mask, DTYPE, DUAL),
+        jet.load(pointer, tangent, index * 3 + 1, mask, DTYPE, DUAL),
+        jet.load(pointer, tangent, index * 3 + 2, mask, DTYPE, DUAL),
+    )
+
+
+@triton.jit
+def tensor9(pointer, tangent, index, mask, DUAL: tl.constexpr):
+    """A strain, nine jets; () where there is none."""
+    entries = ()
+    if pointer is not None:
+        DTYPE: tl.constexpr = pointer.dtype.element_ty
+        for n in tl.static_range(9):
+            entries = entries + (jet.load(pointer, tangent, index * 9 + n, mask, DTYPE, DUAL),)
+    return entries
+
+
+@triton.jit
+def row(graph):
+    """The row of a program, its first slot and the one after its last, and ``True``."""
+    return row_at(graph, tl.program_id(0).to(tl.int64))
+
+
+@triton.jit
+def row_at(graph, index):
+    if graph.order is not None:
+        index = tl.load(graph.order + index).to(tl.int64)
+    return index, tl.load(graph.rowptr + index), tl.load(graph.rowptr + index + 1), index >= 0
+
+
+@triton.jit
+def channels(head, S: tl.constexpr, P: tl.constexpr):
+    """The channels of a program, and which of them belong to its head."""
+    channel = P.first + tl.arange(0, P.block)
+    return channel + head * S.channels, channel < S.channels
+
+
+@triton.jit
+def head_vector(x, x_dot, index, head, mask, S: tl.constexpr, DUAL: tl.constexpr):
+    """Query or key of one node, ``[D]``."""
+    d = tl.arange(0, triton.next_power_of_2(S.d))
+    where = (index * S.heads + head) * S.d + d
+    return jet.load(x, x_dot, where, mask & (d < S.d), S.dtype, DUAL)
+
+
+@triton.jit
+def head_vectors(x, x_dot, index, head, mask, S: tl.constexpr, DUAL: tl.constexpr):
+    """Queries or keys of a tile of nodes, ``[T, D]``."""
+    d = tl.arange(0, triton.next_power_of_2(S.d))
+    where = ((index * S.heads + head) * S.d)[:, None] + d[None, :]
+    return jet.load(x, x_dot, where, mask[:, None] & (d < S.d)[None, :], S.dtype, DUAL)
+
+
+@triton.jit
+def inner(one, many, S: tl.constexpr):
+    """Scaled inner products ``[T]`` of one vector ``[D]`` with each of ``[T, D]``."""
+    SCALE: tl.constexpr = S.d**-0.5
+    value = tl.sum(one[0][None, :] * many[0], axis=1) * SCALE
+    if len(one) == 2:
+        slope = one[0][None, :] * many[1] + one[1][None, :] * many[0]
+        return (value, tl.sum(slope, axis=1) * SCALE)
+    else:
+        return (value,)
+
+
+@triton.jit
+def identity(edge, slot, mask):
+    """The place of each slot's edge in the caller's list."""
+    if edge is not None:
+        return tl.load(edge + slot, mask=mask, other=0).to(tl.int64)
+    else:
+        return slot.to(tl.int64)
+
+
+@triton.jit
+def after(jets, FIRST: tl.constexpr):
+    """Entries from ``FIRST`` on."""
+    out = ()
+    for n in tl.static_range(FIRST, len(jets)):
+        out = out + (jets[n],)
+    return out
+
+
+@triton.jit
+def parts(jets, n: tl.constexpr):
+    """Values (0) or tangents (1) of jets."""
+    out = ()
+    for m in tl.static_range(len(jets)):
+        out = out + (jets[m][n],)
+    return out
+
+
+@triton.jit
+def vectors(COUNT: tl.constexpr, TILE: tl.constexpr, DTYPE: tl.constexpr):
+    out = ()
+    for _ in tl.static_range(COUNT):
+        out = out + (tl.zeros([TILE], DTYPE),)
+    return out
+
+
+@triton.jit
+def added(sums, jets):
+    """Adds the value or, of dual jets, the tangent."""
+    out = ()
+    for n in tl.static_range(len(sums)):
+        out = out + (sums[n] + jets[n][len(jets[n]) - 1],)
+    return out
+
+
+@triton.jit
+def added_products(sums, factor, jets):
+    """The same for ``factor`` times the entries after the first."""
+    out = ()
+    for n in tl.static_range(len(sums)):
+        product = jet.mul(factor, jets[n + 1])
+        out = out + (sums[n] + product[len(product) - 1],)
+    return out
+
+
+@triton.jit
+def subtract(a, b):
+    return jet.add(a, jet.scale(b, -1.0))
+
+
+@triton.jit
+def separation(point_i, point_j, shift, edge, mask):
+    """``x_i - x_j - s_ij``: three jets in the dtype of the positions."""
+    x = subtract(point_i[0], point_j[0])
+    y = subtract(point_i[1], point_j[1])
+    z = subtract(point_i[2], point_j[2])
+    if shift is not None:
+        x = jet.add(x, jet.constant(-tl.load(shift + edge * 3, mask=mask, other=0.0), x))
+        y = jet.add(y, jet.constant(-tl.load(shift + edge * 3 + 1, mask=mask, other=0.0), y))
+        z = jet.add(z, jet.constant(-tl.load(shift + edge * 3 + 2, mask=mask, other=0.0), z))
+    return (x, y, z)
+
+
+@triton.jit
+def strained(r, strain):
+    """``r (I + strain)``."""
+    if len(strain) == 0:
+        return r
+    else:
+        return (
+            jet.add(r[0], jet.dot3(r, (strain[0], strain[3], strain[6]))),
+            jet.add(r[1], jet.dot3(r, (strain[1], strain[4], strain[7]))),
+            jet.add(r[2], jet.dot3(r, (strain[2], strain[5], strain[8]))),
+        )
+
+
+@triton.jit
+def cast3(r, DTYPE: tl.constexpr):
+    return (jet.cast(r[0], DTYPE), jet.cast(r[1], DTYPE), jet.cast(r[2], DTYPE))
+
+
+@triton.jit
+def evaluate(
+    difference,
+    strain,
+    pair,
+    mask,
+    head,
+    polynomials,
+    polynomials_dot,
+    S: tl.constexpr,
+    SLOPES: tl.constexpr,
+):
+    """Geometry and radial functions of a tile of edges between elements ``pair``."""
+    DTYPE: tl.constexpr = S.dtype
+    distance, inverse, unit = geometry.direction(cast3(strained(difference, strain), DTYPE))
+    inside = mask & (distance[0] < S.cutoff)
+    envelope, envelope_slope = geometry.envelope(distance, S.cutoff)
+    harmonics = geometry.harmonics(unit, S)
+    cell, t = spline.cells(distance, S.cutoff, S.cells)
+    block = (pair * S.cells + cell) * S.heads + head
+    functions, slopes = spline.evaluate(
+        polynomials,
+        polynomials_dot,
+        block * (S.functions * 4),
+        inside,
+        t,
+        S.functions,
+        SLOPES,
+        S.cells / S.cutoff,
+        DTYPE,
+    )
+    return Edge(
+        inside,
+        difference,
+        strain,
+        inverse,
+        unit,
+        jet.scale(envelope, inside.to(DTYPE)),
+        jet.scale(envelope_slope, inside.to(DTYPE)),
+        harmonics,
+        block,
+        t,
+        functions,
+        slopes,
+    )
+
+
+@triton.jit
+def directional(kappa, harmonics, u, u_dot, index, head, mask, S: tl.constexpr):
+    """Adds ``sum Y_lm u_lm`` to the product of query and key; row 0 has no direction."""
+    if u is not None:
+        for row in tl.static_range(1, S.u_rows):
+            where = (index * S.u_rows + row) * S.heads + head
+            DUAL: tl.constexpr = len(kappa) == 2
+            entry = jet.load(u, u_dot, where, mask, kappa[0].dtype, DUAL)
+            kappa = jet.add(kappa, jet.mul(entry, harmonics[row]))
+    return kappa
+
+
+@triton.jit
+def logit(functions, kappa, bias, bias_dot, edge, head, mask, S: tl.constexpr):
+    """``g1 kappa + g0 (+ bias)``."""
+    s = jet.add(jet.mul(functions[0], kappa), functions[1])
+    if bias is not None:
+        DUAL: tl.constexpr = len(kappa) == 2
+        s = jet.add(s, jet.load(bias, bias_dot, edge * S.heads + head, mask, S.dtype, DUAL))
+    return s
+
+
+@triton.jit
+def exponential(s, lse, inside):
+    """``exp(s - lse)``, zero beyond the cutoff. The log-sum-exp is held fixed: what it contributes
+    to derivatives is added for each node, not for each edge.
+    """
+    value = tl.exp(tl.where(inside, s[0] - lse, float("-inf")))
+    return jet.chain(value, value, s)
+
+
+@triton.jit
+def biased(functions, bias, bias_dot, edge, head, mask, S: tl.constexpr):
+    """Radial functions of the convolution plus the bias of the edge."""
+    DUAL: tl.constexpr = len(functions[0]) == 2
+    if bias is not None:
+        total = ()
+        for n in tl.static_range(len(functions)):
+            where = (edge * S.functions + n) * S.heads + head
+            entry = jet.load(bias, bias_dot, where, mask, S.dtype, DUAL)
+            total = total + (jet.add(functions[n], entry),)
+        return total
+    else:
+        return functions
+
+
+@triton.jit
+def dropped(weight, seed, edge, head, S: tl.constexpr):
+    """Dropout; the counter belongs to the edge's place in the caller's list."""
+    if S.dropout > 0:
+        uniform = tl.rand(tl.load(seed), (edge * S.heads + head).to(tl.uint32))
+        kept = (uniform >= S.dropout).to(S.dtype)
+        return jet.scale(weight, kept * (1.0 / (1.0 - S.dropout)))
+    else:
+        return weight
+
+
+@triton.jit
+def softmax(s, lse, e, seed, edge, head, S: tl.constexpr):
+    """The log-sum-exp is held fixed: what it contributes to derivatives is added for each node,
+    not for each edge.
+    """
+    value = tl.exp(tl.where(e.inside, s[0] - lse, float("-inf")))
+    exponential = jet.chain(value, value, s)
+    alpha = jet.mul(e.envelope, exponential)
+    return exponential, alpha, dropped(alpha, seed, edge, head, S)
+
+
+@triton.jit
+def weights(e, kappa, x, x_dot, graph, lse, i, edge, head, valid, mask, S: tl.constexpr):
+    """The weights of a tile; ``kappa`` is the product of query and key, ``valid`` masks ``i``."""
+    if S.attention:
+        kappa = directional(kappa, e.harmonics, x.u, x_dot.u, i, head, valid, S)
+        s = logit(e.functions, kappa, x.bias, x_dot.bias, edge, head, mask, S)
+        exponential, alpha, weight = softmax(s, lse, e, graph.seed, edge, head, S)
+        return Weights(kappa, exponential, alpha, weight, after(e.functions, 2))
+    else:
+        values = biased(e.functions, x.bias, x_dot.bias, edge, head, mask, S)
+        return Weights((), (), e.envelope, e.envelope, values)
+
+
+@triton.jit
+def spread(weight, values, harmonics, P: tl.constexpr):
+    """Coefficients of the moments: ``weight * values[order] * Y``."""
+    products = ()
+    for n in tl.static_range(len(values)):
+        products = products + (jet.mul(weight, values[n]),)
+    out = ()
+    for m in tl.static_range(len(P.moments[0])):
+        out = out + (jet.mul(products[P.moments[0][m]], harmonics[P.moments[1][m]]),)
+    return out
+
+
+@triton.jit
+def spread_vjp(weight, values, harmonics, moment_bar, S: tl.constexpr, P: tl.constexpr):
+    """Adjoint of :func:`spread`: the cotangents of the weight, of the values and of the harmonics
+    (an empty tuple for rows that no moment uses)."""
+    zero = jet.constant(tl.zeros_like(weight[0]), weight)
+    total = zero
+    values_bar = ()
+    for n in tl.static_range(len(values)):
+        along = zero
+        for m in tl.static_range(len(P.moments[0])):
+            if P.moments[0][m] == n:
+                along = jet.add(along, jet.mul(harmonics[P.moments[1][m]], moment_bar[m]))
+        total = jet.add(total, jet.mul(values[n], along))
+        values_bar = values_bar + (jet.mul(weight, along),)
+    rows_bar = ()
+    for row in tl.static_range(S.rows):
+        entry = ()
+        for m in tl.static_range(len(P.moments[0])):
+            if P.moments[1][m] == row:
+                entry = jet.mul(jet.mul(weight, values[P.moments[0][m]]), moment_bar[m])
+        rows_bar = rows_bar + (entry,)
+    return total, values_bar, rows_bar
+
+
+@triton.jit
+def geometry_vjp(e, envelope_bar, functions_bar, rows_bar, S: tl.constexpr):
+    """Cotangents of the difference vector and of the strain."""
+    distance_bar = jet.mul(envelope_bar, e.envelope_slope)
+    for n in tl.static_range(len(functions_bar)):
+        distance_bar = jet.add(distance_bar, jet.mul(functions_bar[n], e.slopes[n]))
+    unit_bar = geometry.harmonics_vjp(e.harmonics, rows_bar, S)
+    r_bar = geometry.direction_vjp(distance_bar, unit_bar, e.inverse, e.unit)
+    if len(e.strain) == 0:
+        return r_bar, ()
+    else:
+        difference = cast3(e.difference, S.dtype)
+        strain_bar = ()
+        strain = ()
+        for n in tl.static_range(9):
+            strain_bar = strain_bar + (jet.mul(difference[n // 3], r_bar[n % 3]),)
+            strain = strain + (jet.cast(e.strain[n], S.dtype),)
+        difference_bar = (
+            jet.add(r_bar[0], jet.dot3(r_bar, (strain[0], strain[1], strain[2]))),
+            jet.add(r_bar[1], jet.dot3(r_bar, (strain[3], strain[4], strain[5]))),
+            jet.add(r_bar[2], jet.dot3(r_bar, (strain[6], strain[7], strain[8]))),
+        )
+        return difference_bar, strain_bar
+
+
+@triton.jit
+def with_direction(rows_bar, kappa_bar, u, u_dot, i, head, valid, S: tl.constexpr):
+    """Adds what the directional term gives to the cotangents of the harmonics."""
+    if u is None:
+        return rows_bar
+    else:
+        out = (rows_bar[0],)
+        for row in tl.static_range(1, S.rows):
+            entry = rows_bar[row]
+            if row < S.u_rows:
+                where = (i * S.u_rows + row) * S.heads + head
+                DUAL: tl.constexpr = len(kappa_bar) == 2
+                part = jet.mul(kappa_bar, jet.load(u, u_dot, where, valid, S.dtype, DUAL))
+                if len(entry) > 0:
+                    entry = jet.add(entry, part)
+                else:
+                    entry = part
+            out = out + (entry,)
+        return out
+
+
+@triton.jit
+def vjp(
+    e, w, moment_bar, z_bar, x, x_dot, graph, i, edge, head, valid, S: tl.constexpr, P: tl.constexpr
+):
+    """The gradient of a tile, from the cotangents of its moments and of its part ``sum alpha`` of
+    the normaliser.
+    """
+    weight_bar, values_bar, rows_bar = spread_vjp(w.weight, w.radial, e.harmonics, moment_bar, S, P)
+    if S.attention:
+        alpha_bar = jet.add(dropped(weight_bar, graph.seed, edge, head, S), z_bar)
+        logit_bar = jet.mul(w.alpha, alpha_bar)
+        kappa_bar = jet.mul(logit_bar, e.functions[0])
+        rows_bar = with_direction(rows_bar, kappa_bar, x.u, x_dot.u, i, head, valid, S)
+        functions_bar = (jet.mul(logit_bar, w.kappa), logit_bar) + values_bar
+        envelope_bar = jet.mul(w.exponential, alpha_bar)
+        difference, strain = geometry_vjp(e, envelope_bar, functions_bar, rows_bar, S)
+        return Gradient(logit_bar, kappa_bar, functions_bar, difference, strain)
+    else:
+        difference, strain = geometry_vjp(e, weight_bar, values_bar, rows_bar, S)
+        return Gradient(values_bar, (), values_bar, difference, strain)

@@ -1,0 +1,203 @@
+"""Launchers: they allocate what a pass writes, all of it node-sized but for the gradient of an
+edge bias, and start its kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backward import backward_columns_kernel, backward_rows_kernel
+from .forward import forward_kernel
+from .normaliser import normaliser_kernel
+from .operands import Graph, Operands, Part, Spec
+from .tangent import tangent_kernel
+
+NONE = Operands(*[None] * len(Operands._fields))
+
+# Edges of a tile of the row pass; its product over edges that share a cell needs 16 at least.
+_ROW_TILE = 16
+# Programs that collect radial gradients: enough to fill a large GPU, few enough that their slabs
+# stay small, which `_SLAB_BYTES` bounds.
+_PROGRAMS = 2048
+_SLAB_BYTES = 2**26
+
+
+def _launch(kernel: Any, grid: tuple[int, int], *args: Any) -> None:
+    if grid[0] > 0:
+        # One warp: a tile's sums then need no shared memory.
+        kernel[grid](*args, num_warps=1)
+
+
+def forward(
+    x: Operands, graph: Graph, sink: Tensor | None, spec: Spec, parts: Sequence[Part]
+) -> tuple[Tensor, Tensor]:
+    """Path rows ``[N_t, P, C]`` and the log-sum-exp ``[N_t, H]`` (of the convolution: empty)."""
+    nodes, heads = x.pos_i.size(0), spec.heads.value
+    out = x.v.new_empty(nodes, spec.output_rows.value, x.v.size(2))
+    lse = x.polynomials.new_empty(nodes if spec.attention.value else 0, heads)
+    for part in parts:
+        _launch(forward_kernel, (nodes, heads), x, graph, sink, out, lse, spec, part)
+    return out, lse
+
+
+def tangent(
+    x: Operands,
+    x_dot: Operands,
+    graph: Graph,
+    sink: Tensor | None,
+    sink_dot: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    spec: Spec,
+    parts: Sequence[Part],
+) -> tuple[Tensor, Tensor]:
+    """Derivative of the path rows and, relative to the normaliser, that of the normaliser."""
+    out, z_dot = torch.empty_like(y), torch.empty_like(lse)
+    args = x, x_dot, graph, sink, sink_dot, lse, y, out, z_dot, spec
+    for part in parts:
+        _launch(tangent_kernel, (y.size(0), spec.heads.value), *args, part)
+    return out, z_dot
+
+
+def backward(
+    x: Operands,
+    graph: Graph,
+    transposed: Graph,
+    sink: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    grad: Tensor,
+    wanted: Sequence[bool],
+    spec: Spec,
+    parts: Sequence[Part],
+) -> tuple[Operands, Tensor | None]:
+    """Gradients of all operands, and of the sink."""
+    z_bar = None
+    if spec.attention.value:
+        z_bar = torch.empty_like(lse)
+        _normaliser(y, grad, None, None, z_bar, spec)
+    out = _passes(x, NONE, graph, transposed, lse, grad, z_bar, None, None, wanted, spec, parts)
+    if sink is None:
+        return out, None
+    return out, ((sink - lse).exp() * z_bar).sum(0)
+
+
+def second(
+    x: Operands,
+    x_dot: Operands,
+    graph: Graph,
+    transposed: Graph,
+    sink: Tensor | None,
+    sink_dot: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    grad: Tensor,
+    wanted: Sequence[bool],
+    spec: Spec,
+    parts: Sequence[Part],
+) -> tuple[Tensor, Operands, Tensor | None]:
+    """Derivative of the path rows along tangents, and of :func:`backward` along the same: the
+    gradients of ``<backward(...), tangents>`` by ``grad`` and by the operands and the sink.
+    """
+    y_dot, z_dot = tangent(x, x_dot, graph, sink, sink_dot, y, lse, spec, parts)
+    z_bar = z_bar_dot = None
+    if spec.attention.value:
+        z_bar, z_bar_dot = torch.empty_like(lse), torch.empty_like(lse)
+        _normaliser(y, grad, None, None, z_bar, spec)
+        _normaliser(y_dot, grad, z_bar, z_dot, z_bar_dot, spec)
+    out = _passes(
+        x, x_dot, graph, transposed, lse, grad, z_bar, z_bar_dot, z_dot, wanted, spec, parts
+    )
+    if sink is None:
+        return y_dot, out, None
+    slope = z_bar_dot if sink_dot is None else z_bar_dot + sink_dot * z_bar
+    return y_dot, out, ((sink - lse).exp() * slope).sum(0)
+
+
+def _normaliser(
+    y: Tensor, grad: Tensor, z_bar: Tensor | None, z_dot: Tensor | None, out: Tensor, spec: Spec
+) -> None:
+    grid = y.size(0), spec.heads.value
+    _launch(normaliser_kernel, grid, y, grad, z_bar, z_dot, out, spec)
+
+
+def _passes(
+    x: Operands,
+    x_dot: Operands,
+    graph: Graph,
+    transposed: Graph,
+    lse: Tensor,
+    grad: Tensor,
+    z_bar: Tensor | None,
+    z_bar_dot: Tensor | None,
+    z_dot: Tensor | None,
+    wanted: Sequence[bool],
+    spec: Spec,
+    parts: Sequence[Part],
+) -> Operands:
+    """Both passes over all parts; ``wanted`` says which gradients that cost extra are asked for,
+    by the position of the operand.
+    """
+    dual = x_dot is not NONE
+    want = Operands(*wanted)
+    targets, sources, heads = x.pos_i.size(0), x.pos_j.size(0), spec.heads.value
+    dtype = x.polynomials.dtype
+    # Parts add to what parts before them wrote; what no part writes is zero.
+    whole = len(parts) == 1 and len(parts[0].pairs[0]) == spec.input_rows.value
+
+    def result(like: Tensor | None, wanted: bool, *shape: int) -> Tensor | None:
+        if like is None or not wanted:
+            return None
+        make: Callable[..., Tensor] = torch.empty if whole else torch.zeros
+        return make(shape or like.shape, dtype=dtype, device=like.device)
+
+    slabs, span = None, 1
+    if want.polynomials and targets > 0:
+        bytes_each = x.polynomials.numel() * x.polynomials.element_size()
+        programs = max(1, min(targets, _PROGRAMS // heads, _SLAB_BYTES // max(bytes_each, 1)))
+        span = -(-targets // programs)
+        slabs = x.polynomials.new_zeros(-(-targets // span), *x.polynomials.shape)
+    out = Operands(
+        result(x.q, True),
+        result(x.k, True),
+        torch.empty_like(x.v) if whole else torch.zeros_like(x.v, dtype=dtype),
+        None if x.u is None or not want.u else torch.zeros_like(x.u),
+        None if x.bias is None or not want.bias else torch.zeros_like(x.bias),
+        result(x.pos_i, True, targets, heads, 3),
+        result(x.pos_j, True, sources, heads, 3),
+        result(x.strain, want.strain, targets, heads, 9),
+        slabs,
+    )
+    programs = -(-targets // span)
+    slab_size = x.polynomials.numel()
+    args = lse, grad, z_bar, z_bar_dot, z_dot, out
+    for n, part in enumerate(parts):
+        first, accumulate = n == 0, not whole
+        _launch(
+            backward_rows_kernel,
+            (programs, heads),
+            *(x, x_dot, graph, *args, targets, span, slab_size),
+            *(spec, part, _ROW_TILE, dual, first, accumulate),
+        )
+        _launch(
+            backward_columns_kernel,
+            (sources, heads),
+            *(x, x_dot, transposed, *args, spec, part, dual, first, accumulate),
+        )
+
+    def total(tensor: Tensor | None, like: Tensor | None, axis: int) -> Tensor | None:
+        if tensor is None or like is None:
+            return None
+        return tensor.sum(axis).view(like.shape).to(like.dtype)
+
+    return out._replace(
+        v=out.v.to(x.v.dtype),
+        pos_i=total(out.pos_i, x.pos_i, 1),
+        pos_j=total(out.pos_j, x.pos_j, 1),
+        strain=total(out.strain, x.strain, 1),
+        polynomials=None if slabs is None else slabs.sum(0),
+    )

@@ -1,0 +1,84 @@
+"""What the kernels read, grouped as their arguments. Any entry may be ``None`` where a call does
+without it; kernels are specialised to that.
+"""
+
+from typing import Any, NamedTuple
+
+import triton.language as tl
+
+
+class Operands(NamedTuple):
+    """Tensors that have derivatives; the tangents of all are grouped in the same way."""
+
+    q: Any  # [N_t, H, D]
+    k: Any  # [N_s, H, D]
+    v: Any  # [N_s, (lmax_in + 1)**2, C]
+    u: Any  # [N_t, (lmax_u + 1)**2, H]
+    bias: Any  # [E, H] (attention) or [E, orders * H] (convolution), by edge
+    pos_i: Any  # [N_t, 3]
+    pos_j: Any  # [N_s, 3]
+    strain: Any  # [N_t, 3, 3]
+    polynomials: Any  # [T_t, T_s, cells, H, F, 4]
+
+
+class Spec(NamedTuple):
+    """What a kernel is compiled for."""
+
+    attention: bool  # or convolution
+    heads: int
+    channels: int  # of a head
+    input_rows: int
+    u_rows: int
+    output_rows: int
+    d: int  # channels of query and key of a head
+    functions: int  # radial functions of a head
+    cutoff: float
+    cells: int
+    dropout: float
+    rows: int  # of the harmonics that are needed
+    # Of the harmonics: the first term of each row, the axis, the row of the degree below and the
+    # coefficient of each term; the degree of each row.
+    harmonics: tuple[Any, ...]
+    dtype: Any  # of the arithmetic
+
+
+class Part(NamedTuple):
+    """A part of the paths and channels that one launch computes; results of parts add up."""
+
+    first: int  # channel of each head
+    moments: tuple[Any, ...]  # the order (its position) and the row of the harmonics of each
+    # (moment, input row) pairs, sorted by input row: the input rows, the first pair of each, the
+    # moment of each pair.
+    pairs: tuple[Any, ...]
+    # Coefficients sorted by output row: the output rows, the first term of each, and the pair and
+    # the coefficient of each term.
+    coupling: tuple[Any, ...]
+    # The same sorted by pair: the output rows as they are first needed, the first term of each
+    # pair, the position of the row and the coefficient of each term, and how many rows the pairs
+    # before each need.
+    adjoint: tuple[Any, ...]
+    tile: int  # edges of a tile
+    block: int  # channels of a tile, a power of two
+
+
+class Graph(NamedTuple):
+    """Neighbourhoods and what else has no derivative. Rows are targets or, in a transposed pass,
+    sources."""
+
+    rowptr: Any  # [rows + 1]
+    col: Any  # [E], by slot
+    edge: Any  # [E], the edge of each slot; None: the slot itself
+    type_i: Any  # [N_t]
+    type_j: Any  # [N_s]
+    num_types: Any  # T_s
+    shift: Any  # [E, 3], by edge
+    seed: Any  # scalar
+    order: Any  # [rows], the order in which rows are visited; None: as they are
+
+
+def constants(value: Any) -> Any:
+    """``value`` with every entry of nested tuples marked as a compile-time constant."""
+    if not isinstance(value, tuple):
+        return tl.constexpr(value)
+    entries = [constants(entry) for entry in value]
+    return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
