@@ -1,8 +1,15 @@
 r"""Time of one force-training step on the CPU, beside PyG's SchNet.
 
 Ten ethanol molecules, energy and forces, AdamW; the radius graph is built in every step. The models
-take turns, so that a busy machine slows all. "Traced" runs the graph of
-``e2former_pyg.tracing.trace_gradients``, which is not compiled.
+take turns, so that a busy machine slows all.
+
+- ``e2former``: with autograd, as any model is trained.
+- ``e2former-traced``: from the graph of ``e2former_pyg.tracing.trace_gradients``, not compiled, as
+  ``examples/ethanol.py`` trains.
+- ``schnet``: with autograd. PyG's SchNet looks at values of tensors and cannot be traced.
+- ``schnet-traced``: SchNet changed so that it can.
+
+Ratios are to ``schnet``, and that of traced steps also to ``schnet-traced``.
 
     python benchmarks/train_step.py
 """
@@ -20,39 +27,36 @@ from typing import Any
 import torch
 from common import write_result
 from torch import Tensor, nn
-from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data
+from torch_geometric.utils import scatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from ethanol_data import load_ethanol
 from ethanol_settings import MODEL
-from training import SchNetPotential, fit_references, keep_freed_memory, loss_function
+from gradients import EagerGradients, Gradients, TracedGradients, loss_function
+from training import SchNetPotential, fit_references, keep_freed_memory
 
 from e2former_pyg import E2FormerPotential
 from e2former_pyg.graph import radius_graph
 from e2former_pyg.tracing import trace_gradients
 
 MOLECULES = 10
+ENERGY_WEIGHT = 0.03
 
 
 class Step:
     """A model with its optimizer; calling it makes one training step."""
 
-    def __init__(self, name: str, model: nn.Module, data: Batch) -> None:
+    def __init__(self, name: str, model: nn.Module, data: Batch, gradients: Gradients) -> None:
         self.name = name
-        self.model = model.train()
         self.data = data
+        self.gradients = gradients
         self.parameters = list(model.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, 1e-4, fused=True)
         self.seconds: list[float] = []
 
-    def gradients(self) -> None:
-        loss = loss_function(self.model(self.data), self.data, 0.03)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=self.parameters)
-
     def __call__(self) -> None:
-        self.gradients()
+        self.gradients(self.data)
         self.optimizer.step()
 
     def timed(self) -> None:
@@ -60,11 +64,15 @@ class Step:
         self()
         self.seconds.append(time.perf_counter() - start)
 
-    def record(self, threads: int, baseline: Step | None) -> dict[str, Any]:
+    def ratio(self, other: Step) -> float:
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
+
+    def record(self, threads: int, baselines: list[Step]) -> dict[str, Any]:
         low, median, high = (
             1e3 * value for value in statistics.quantiles(self.seconds, n=4, method="inclusive")
         )
-        record = {
+        return {
             "case": f"train-step/{self.name}/threads={threads}",
             "molecules": MOLECULES,
             "atoms": self.data.num_nodes,
@@ -74,53 +82,70 @@ class Step:
             "spread_ms": high - low,
             "fastest_ms": 1e3 * min(self.seconds),
             "steps": len(self.seconds),
+            "ratio_to": {baseline.name: self.ratio(baseline) for baseline in baselines},
         }
-        if baseline is not None:
-            pairs = zip(self.seconds, baseline.seconds, strict=True)
-            record["baseline"] = baseline.name
-            record["ratio"] = statistics.median(ours / other for ours, other in pairs)
-        return record
 
 
-class TracedStep(Step):
-    """The same from one traced graph; it holds while the radius graph stays the same."""
+def with_radius_graph(gradients: Gradients, cutoff: float) -> Gradients:
+    """Builds the radius graph as well, on which the traced operations rely."""
 
-    def __init__(self, name: str, model: E2FormerPotential, data: Batch) -> None:
-        super().__init__(name, model, data)
-        size = (data.num_nodes, data.num_nodes)
-        self.edge_index = radius_graph(data.pos, model.cutoff, data.batch)[0]
-        edges = EdgeIndex(self.edge_index, sparse_size=size, sort_order="col")
-
-        def loss(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-            out = model(data.z, inputs["pos"], data.batch, edge_index=edges, batch_size=MOLECULES)
-            return loss_function(out, Data(**inputs), 0.03)
-
-        inputs = {key: data[key] for key in ("pos", "energy", "forces")}
-        loss(model, inputs)
-        self.run = trace_gradients(model, loss, inputs)
-
-    def gradients(self) -> None:
-        edge_index = radius_graph(self.data.pos, self.model.cutoff, self.data.batch)[0]
-        if not torch.equal(edge_index, self.edge_index):
+    def run(data: Batch) -> Tensor:
+        edge_index, _ = radius_graph(data.pos, cutoff, data.batch)
+        if not torch.equal(edge_index, data.edge_index):
             raise RuntimeError("The neighbours have changed")
-        self.run({key: self.data[key] for key in ("pos", "energy", "forces")})
+        return gradients(data)
+
+    return run
+
+
+class SumOverMolecules(nn.Module):
+    """SchNet's readout without a look at the batch."""
+
+    def forward(self, x: Tensor, index: Tensor, dim: int) -> Tensor:
+        return scatter(x, index, dim, MOLECULES)
+
+
+def traced_schnet(model: SchNetPotential, data: Batch) -> Gradients:
+    source, target = data.edge_index
+
+    def edges(pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = pos.index_select(0, source) - pos.index_select(0, target)
+        return data.edge_index, vectors.norm(dim=-1)
+
+    def loss(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        given = Data(**inputs, z=data.z, batch=data.batch)
+        return loss_function(model(given), given, ENERGY_WEIGHT)
+
+    def tensors(data: Batch) -> dict[str, Tensor]:
+        return {key: data[key] for key in ("pos", "energy", "forces")}
+
+    model.schnet.interaction_graph = edges
+    model.schnet.readout = SumOverMolecules()
+    run = trace_gradients(model, loss, tensors(data))
+    return lambda data: run(tensors(data))
 
 
 def steps() -> list[Step]:
-    """SchNet last: it is the baseline."""
+    """All contenders; the last two are the baselines."""
     frames = load_ethanol()[:MOLECULES]
-    for frame in frames:
-        del frame.edge_index, frame.edge_cutoff
     data = Batch.from_data_list(frames)
+    without_edges = data.clone()
+    del without_edges.edge_index, without_edges.edge_cutoff
     torch.manual_seed(0)
-    eager, traced = E2FormerPotential(**MODEL), E2FormerPotential(**MODEL, elements=[1, 6, 8])
-    schnet = SchNetPotential()
-    for model in (eager, traced, schnet):
+    ours = E2FormerPotential(**MODEL), E2FormerPotential(**MODEL)
+    theirs = SchNetPotential(), SchNetPotential()
+    for model in (*ours, *theirs):
         fit_references(model, frames)
+        model.train()
+    traced = [
+        with_radius_graph(gradients, MODEL["cutoff"])
+        for gradients in (TracedGradients(ours[1], ENERGY_WEIGHT), traced_schnet(theirs[1], data))
+    ]
     return [
-        Step("e2former", eager, data),
-        TracedStep("e2former-traced", traced, data),
-        Step("schnet", schnet, data),
+        Step("e2former", ours[0], without_edges, EagerGradients(ours[0], ENERGY_WEIGHT)),
+        Step("e2former-traced", ours[1], data, traced[0]),
+        Step("schnet", theirs[0], without_edges, EagerGradients(theirs[0], ENERGY_WEIGHT)),
+        Step("schnet-traced", theirs[1], data, traced[1]),
     ]
 
 
@@ -140,12 +165,18 @@ def main() -> None:
         for _ in range(arguments.steps):
             for step in contenders:
                 step.timed()
-        *ours, schnet = contenders
-        new = [*(step.record(threads, schnet) for step in ours), schnet.record(threads, None)]
+        eager, traced, schnet, traced_baseline = contenders
+        new = [
+            eager.record(threads, [schnet]),
+            traced.record(threads, [schnet, traced_baseline]),
+            schnet.record(threads, []),
+            traced_baseline.record(threads, [schnet]),
+        ]
         for record in new:
+            ratios = (f"{ratio:6.2f} × {name}" for name, ratio in record["ratio_to"].items())
             print(
-                f"{record['case']:45}{record['step_ms']:8.1f} ± {record['spread_ms']:.1f} ms"
-                f"{record.get('ratio', 1.0):8.2f} × SchNet"
+                f"{record['case']:45}{record['step_ms']:8.1f} ± {record['spread_ms']:.1f} ms",
+                *ratios,
             )
         records += new
     print(f"wrote {write_result('train_step_cpu', records)}")

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .fx_passes import simplify
+
 __all__ = ["trace_gradients"]
 
 Loss = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
@@ -34,7 +36,8 @@ def trace_gradients(
 
     :func:`torch.compile` cannot differentiate twice, and autograd spends much of a small model's
     training step on its own work. Here energies, forces and parameter gradients become one list
-    of operations, which runs as it is or is compiled.
+    of operations, which runs as it is or is compiled. What layers would compute twice to save
+    memory is computed once.
 
     The graph holds for the shapes of :obj:`inputs` and for everything else that :obj:`loss` reads
     as it was when traced: neighbourhoods, elements and buffers. It fits frames of one molecule
@@ -47,8 +50,9 @@ def trace_gradients(
         loss (callable): :obj:`loss(model, inputs)` gives a scalar.
         inputs (dict): Tensors like those of later calls, *e.g.*, positions and labels.
         compile (bool, optional): If set to :obj:`True`, the graph is compiled with
-            :func:`torch.compile`, which takes minutes for a model of two blocks on two cores and
-            needs a C++ compiler on the CPU. (default: :obj:`False`)
+            :func:`torch.compile`, which takes minutes for a model of two blocks on two cores, to
+            save a fifth of each step there, and needs a C++ compiler on the CPU.
+            (default: :obj:`False`)
 
     Returns:
         A function of such inputs that sets :obj:`.grad` of the parameters and returns the loss.
@@ -69,15 +73,21 @@ def trace_gradients(
     # Derivatives by positions that only forces needed.
     graph.graph.eliminate_dead_code()
     graph.recompile()
+    with torch.no_grad():
+        weights = {name: p.detach() for name, p in parameters.items()}
+        graph = simplify(graph, (weights, dict(inputs)))
     if compile:
-        graph = torch.compile(graph, fullgraph=True)
+        # No vectors of its own making on the CPU: in PyTorch 2.13 their sums over an index reach
+        # beyond the end of a tensor.
+        graph = torch.compile(graph, fullgraph=True, options={"cpp.simdlen": 1})
 
     @torch.no_grad()
     def run(inputs: Mapping[str, Tensor]) -> Tensor:
         weights = {name: p.detach() for name, p in parameters.items()}
         value, gradients = graph(weights, dict(inputs))
         for parameter, gradient in zip(parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
+            # Gradients may share memory, and callers may change them in place.
+            parameter.grad = gradient.clone()
         return value
 
     return run

@@ -15,6 +15,8 @@ MODEL: dict[str, Any] = {
     "cutoff": 5.0,
     "num_radial": 16,
     "avg_num_neighbors": 8.0,
+    # They fix all shapes, so that a training step can be traced.
+    "elements": [1, 6, 8],
 }
 """Arguments of the ``E2FormerPotential``."""
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from gradients import choose_gradients
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch_geometric.data import Batch, Data
@@ -89,15 +90,6 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         mallopt(mmap_threshold, 1 << 28)
         mallopt(trim_threshold, 1 << 30)
-
-
-def loss_function(out: PotentialOutput, data: Data, energy_weight: float) -> Tensor:
-    """Mean length of the force errors, plus the weighted mean energy error."""
-    assert out.forces is not None
-    # The small constant keeps the derivative of a length finite at zero.
-    forces = ((out.forces - data.forces).square().sum(-1) + 1e-10).sqrt().mean()
-    energy = (out.energy - data.energy.view_as(out.energy)).abs().mean()
-    return forces + energy_weight * energy.to(forces.dtype)
 
 
 def exponential_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
@@ -174,6 +166,8 @@ def train(
         os.replace(temporary, checkpoint)
 
     model.train()
+    keep_freed_memory()
+    gradients = choose_gradients(model, frames, settings.energy_weight)
     total = settings.minutes * 60
     before = kept = state["elapsed"]
     end = min(total, before + pause_after * 60)
@@ -185,14 +179,11 @@ def train(
             factor = settings.lr_factor(state["elapsed"] / total)
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * factor
-            loss = loss_function(model(data), data, settings.energy_weight)
-            optimizer.zero_grad(set_to_none=True)
-            # Naming the inputs spares the second derivatives by the positions.
-            loss.backward(inputs=parameters)
+            loss = gradients(data)
             nn.utils.clip_grad_norm_(parameters, settings.clip)
             optimizer.step()
             average.update_parameters(model)
-            running = loss.detach() if running is None else running.lerp(loss.detach(), 0.02)
+            running = loss if running is None else running.lerp(loss, 0.02)
             state["step"] += 1
             state["elapsed"] = before + time.perf_counter() - started
             bar.set_postfix_str(f"step {state['step']}, loss {float(running):.4f}", refresh=False)

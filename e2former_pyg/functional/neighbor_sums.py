@@ -85,9 +85,11 @@ class _Scatter(torch.autograd.Function):
     def forward(ctx: Any, weights: Tensor, sums: Tensor, index: Tensor, num_sources: int) -> Tensor:
         ctx.save_for_backward(weights, sums, index)
         heads, size = sums.size(1), sums.size(-1)
-        slots = torch.bmm(_batched(weights).transpose(1, 2), _batched(sums))
+        left, right = _batched(weights).transpose(1, 2), _batched(sums)
+        # Batched products of vectors take a slow path.
+        slots = left * right if right.size(1) == 1 else torch.bmm(left, right)
         out = sums.new_zeros(num_sources * heads, size)
-        out.index_add_(0, index.flatten(), slots.view(-1, size))
+        out.index_add_(0, index.flatten(), slots.reshape(-1, size))
         return out.view(num_sources, heads, size)
 
     @staticmethod

@@ -111,10 +111,10 @@ class Coupling:
         num_nodes, heads, _, num_inputs, size = moments.shape
         flat = moments.permute(2, 3, 0, 1, 4).reshape(-1, num_nodes * heads * size)
         blocks, permutation = _blocks(self, moments.dtype, moments.device)
-        parts = [
-            block.table @ flat[block.start * num_inputs : block.stop * num_inputs]
-            for block in blocks
-        ]
+        # Splitting one block off would cost a copy in the backward pass.
+        sizes = [(block.stop - block.start) * num_inputs for block in blocks]
+        columns = [flat] if len(blocks) == 1 else flat.split(sizes)
+        parts = [block.table @ part for block, part in zip(blocks, columns, strict=True)]
         rows = parts[0] if permutation is None else torch.cat(parts)[permutation]
         return rows.view(self.num_rows, num_nodes, heads * size).transpose(0, 1)
 
