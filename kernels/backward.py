@@ -61,20 +61,22 @@ def put_polynomials(slab, e, functions_bar, TILE: tl.constexpr, S: tl.constexpr)
     """Adds to the program's own slab. Edges with the same block are summed first, so that no two
     write to one place; the barrier orders what different threads write there in turn.
     """
-    bar = spline.polynomials_vjp(functions_bar, e.t, S.functions)
     WIDTH: tl.constexpr = 4 * triton.next_power_of_2(S.functions)
-    flat = tl.reshape(bar, [TILE, WIDTH])
-    block = tl.where(e.inside, e.cell, -1)
-    place = tl.arange(0, TILE)
-    same = block[:, None] == block[None, :]
-    # Exact in either precision: the matrix holds zeros and ones.
-    total = tl.dot(same.to(S.dtype), flat, input_precision="ieee")
-    earlier = tl.sum((same & (place[None, :] < place[:, None])).to(tl.int32), axis=1)
+    flat = spline.polynomials_vjp(functions_bar, e.t, S.functions)
     inner = tl.arange(0, WIDTH)
-    mask = (e.inside & (earlier == 0))[:, None] & (inner < 4 * S.functions)[None, :]
+    place = tl.arange(0, TILE)
+    # Written so that the block seems to depend on the values (what is not a number goes to block
+    # 0): the compiler would else compute the geometry anew in the layout that the product wants.
+    block = tl.where(e.inside, e.cell, -1).to(tl.int32)
+    block = tl.max(tl.where(flat == flat, block[:, None], 0), axis=1)
+    across = tl.max(tl.where(place[:, None] == place[None, :], block[:, None], -1), axis=0)
+    same = block[:, None] == across[None, :]
+    earlier = tl.max((same & (place[None, :] < place[:, None])).to(tl.int32), axis=1)
+    # Zeros and ones are exact in TF32, and three products are as good as float32.
+    total = tl.dot(same.to(S.dtype), flat, input_precision="tf32x3")
+    mask = ((block >= 0) & (earlier == 0))[:, None] & (inner < 4 * S.functions)[None, :]
     where = slab + (block * (4 * S.functions))[:, None] + inner[None, :]
-    value = tl.load(where, mask=mask, other=0.0) + total
-    tl.store(where, value, mask=mask)
+    tl.store(where, tl.load(where, mask=mask, other=0.0) + total, mask=mask)
     tl.debug_barrier()
 
 
@@ -133,16 +135,34 @@ def backward_rows_kernel(
         if out.strain is not None:
             strain_bar = edge.vectors(9, TILE, DTYPE)
 
+        tile = tl.arange(0, TILE)
+        fetched = edge.fetch(graph, start + tile, stop, x.pos_j, x_dot.pos_j, graph.type_j, DUAL)
         for first in range(start, stop, TILE):
-            slot = first + tl.arange(0, TILE)
+            slot = first + tile
             mask = slot < stop
-            j = tl.load(graph.col + slot, mask=mask, other=0).to(tl.int64)
+            j, point_j, type_j = fetched
+            where = (j * (S.input_rows * STRIDE))[:, None] + channel[None, :]
+            present = mask[:, None] & in_head[None, :]
+            values = moments.load_rows(x.v, where, present, STRIDE, DTYPE, P)
+            dots = moments.contract(adjoint, values, TILE, P)
+            if DUAL:
+                dots_dot = edge.vectors(len(dots), TILE, DTYPE)
+                if x_dot.v is not None:
+                    values = moments.load_rows(x_dot.v, where, present, STRIDE, DTYPE, P)
+                    dots_dot = moments.contract(adjoint, values, TILE, P)
+                bar = moments_bar(dots, dots_dot, z_dot_i, S)
+            else:
+                bar = singles(dots)
+            if S.attention:
+                key = edge.head_vectors(x.k, x_dot.k, j, head, mask, S, DUAL)
+            fetched = edge.fetch(
+                graph, slot + TILE, stop, x.pos_j, x_dot.pos_j, graph.type_j, DUAL
+            )
             edge_id = edge.identity(graph.edge, slot, mask)
-            point_j = edge.point(x.pos_j, x_dot.pos_j, j, mask, DUAL)
             e = edge.evaluate(
                 edge.separation(point_i, point_j, graph.shift, edge_id, mask),
                 strain,
-                type_i + tl.load(graph.type_j + j, mask=mask, other=0),
+                type_i + type_j,
                 mask,
                 head,
                 x.polynomials,
@@ -151,22 +171,11 @@ def backward_rows_kernel(
                 True,
             )
             if S.attention:
-                key = edge.head_vectors(x.k, x_dot.k, j, head, mask, S, DUAL)
                 kappa = edge.inner(query, key, S)
             else:
                 kappa = ()
             w = edge.weights(e, kappa, x, x_dot, graph, lse_i, i, edge_id, head, valid, mask, S)
 
-            where = (j * (S.input_rows * STRIDE))[:, None] + channel[None, :]
-            present = e.inside[:, None] & in_head[None, :]
-            dots = moments.contract(adjoint, x.v, where, present, STRIDE, TILE, P)
-            if DUAL:
-                dots_dot = edge.vectors(len(dots), TILE, DTYPE)
-                if x_dot.v is not None:
-                    dots_dot = moments.contract(adjoint, x_dot.v, where, present, STRIDE, TILE, P)
-                bar = moments_bar(dots, dots_dot, z_dot_i, S)
-            else:
-                bar = singles(dots)
             g = edge.vjp(e, w, bar, z_i, x, x_dot, graph, i, edge_id, head, valid, S, P)
 
             point_bar = edge.added(point_bar, g.difference)
@@ -245,16 +254,18 @@ def backward_columns_kernel(
     point_bar = edge.vectors(3, TILE, DTYPE)
     value_bar = moments.zeros(len(P.pairs[0]), TILE, BLOCK, DTYPE)
 
+    tile = tl.arange(0, TILE)
+    fetched = edge.fetch(graph, start + tile, stop, x.pos_i, x_dot.pos_i, graph.type_i, DUAL)
     for first in range(start, stop, TILE):
-        slot = first + tl.arange(0, TILE)
+        slot = first + tile
         mask = slot < stop
-        i = tl.load(graph.col + slot, mask=mask, other=0).to(tl.int64)
+        i, point_i, type_i = fetched
+        fetched = edge.fetch(graph, slot + TILE, stop, x.pos_i, x_dot.pos_i, graph.type_i, DUAL)
         edge_id = edge.identity(graph.edge, slot, mask)
-        point_i = edge.point(x.pos_i, x_dot.pos_i, i, mask, DUAL)
         e = edge.evaluate(
             edge.separation(point_i, point_j, graph.shift, edge_id, mask),
             edge.tensor9(x.strain, x_dot.strain, i, mask, DUAL),
-            tl.load(graph.type_i + i, mask=mask, other=0) * graph.num_types + type_j,
+            type_i * graph.num_types + type_j,
             mask,
             head,
             x.polynomials,
@@ -289,7 +300,7 @@ def backward_columns_kernel(
         else:
             factors = edge.parts(coefficients, 0)
         where = (i * (S.output_rows * STRIDE))[:, None] + channel[None, :]
-        present = e.inside[:, None] & in_head[None, :]
+        present = mask[:, None] & in_head[None, :]
         value_bar, dots, dots_dot = moments.scatter(
             value_bar, factors, value, value_dot, grad, where, present, STRIDE, TILE, P
         )

@@ -86,7 +86,8 @@ def row_at(graph, index):
 def channels(head, S: tl.constexpr, P: tl.constexpr):
     """The channels of a program, and which of them belong to its head."""
     channel = P.first + tl.arange(0, P.block)
-    return channel + head * S.channels, channel < S.channels
+    # Vectors of four also of short types, so that a tile lies on threads as in float32.
+    return tl.max_contiguous(channel + head * S.channels, 4), channel < S.channels
 
 
 @triton.jit
@@ -115,6 +116,20 @@ def inner(one, many, S: tl.constexpr):
         return (value, tl.sum(slope, axis=1) * SCALE)
     else:
         return (value,)
+
+
+@triton.jit
+def fetch(graph, slot, stop, pos, pos_dot, types, DUAL: tl.constexpr):
+    """The neighbours at a tile of slots: index, position and element type. Passes fetch one tile
+    ahead, so that these loads do not wait for one another.
+    """
+    mask = slot < stop
+    index = tl.load(graph.col + slot, mask=mask, other=0).to(tl.int64)
+    return (
+        index,
+        point(pos, pos_dot, index, mask, DUAL),
+        tl.load(types + index, mask=mask, other=0),
+    )
 
 
 @triton.jit
@@ -257,10 +272,10 @@ def evaluate(
 @triton.jit
 def directional(kappa, harmonics, u, u_dot, index, head, mask, S: tl.constexpr):
     """Adds ``sum Y_lm u_lm`` to the product of query and key; row 0 has no direction."""
+    DUAL: tl.constexpr = len(kappa) == 2
     if u is not None:
         for row in tl.static_range(1, S.u_rows):
             where = (index * S.u_rows + row) * S.heads + head
-            DUAL: tl.constexpr = len(kappa) == 2
             entry = jet.load(u, u_dot, where, mask, kappa[0].dtype, DUAL)
             kappa = jet.add(kappa, jet.mul(entry, harmonics[row]))
     return kappa
@@ -402,12 +417,12 @@ def with_direction(rows_bar, kappa_bar, u, u_dot, i, head, valid, S: tl.constexp
     if u is None:
         return rows_bar
     else:
+        DUAL: tl.constexpr = len(kappa_bar) == 2
         out = (rows_bar[0],)
         for row in tl.static_range(1, S.rows):
             entry = rows_bar[row]
             if row < S.u_rows:
                 where = (i * S.u_rows + row) * S.heads + head
-                DUAL: tl.constexpr = len(kappa_bar) == 2
                 part = jet.mul(kappa_bar, jet.load(u, u_dot, where, valid, S.dtype, DUAL))
                 if len(entry) > 0:
                     entry = jet.add(entry, part)

@@ -26,16 +26,23 @@ def forward_kernel(
         total = largest * 0.0 + 1.0
 
     sums = moments.zeros(len(P.pairs[2]), P.tile, P.block, DTYPE)
+    tile = tl.arange(0, P.tile)
+    fetched = edge.fetch(graph, start + tile, stop, x.pos_j, None, graph.type_j, False)
     for first in range(start, stop, P.tile):
-        slot = first + tl.arange(0, P.tile)
+        slot = first + tile
         mask = slot < stop
-        j = tl.load(graph.col + slot, mask=mask, other=0).to(tl.int64)
+        j, point_j, type_j = fetched
+        where = (j * (S.input_rows * STRIDE))[:, None] + channel[None, :]
+        present = mask[:, None] & in_head[None, :]
+        rows = moments.load_rows(x.v, where, present, STRIDE, DTYPE, P)
+        if S.attention:
+            key = edge.head_vectors(x.k, None, j, head, mask, S, False)
+        fetched = edge.fetch(graph, slot + P.tile, stop, x.pos_j, None, graph.type_j, False)
         edge_id = edge.identity(graph.edge, slot, mask)
-        point_j = edge.point(x.pos_j, None, j, mask, False)
         e = edge.evaluate(
             edge.separation(point_i, point_j, graph.shift, edge_id, mask),
             strain,
-            type_i + tl.load(graph.type_j + j, mask=mask, other=0),
+            type_i + type_j,
             mask,
             head,
             x.polynomials,
@@ -44,7 +51,6 @@ def forward_kernel(
             False,
         )
         if S.attention:
-            key = edge.head_vectors(x.k, None, j, head, mask, S, False)
             kappa = edge.inner(query, key, S)
             kappa = edge.directional(kappa, e.harmonics, x.u, None, i, head, valid, S)
             s = edge.logit(e.functions, kappa, x.bias, None, edge_id, head, mask, S)
@@ -64,9 +70,7 @@ def forward_kernel(
             weight = e.envelope
             values = edge.biased(e.functions, x.bias, None, edge_id, head, mask, S)
         coefficients = edge.parts(edge.spread(weight, values, e.harmonics, P), 0)
-        where = (j * (S.input_rows * STRIDE))[:, None] + channel[None, :]
-        present = e.inside[:, None] & in_head[None, :]
-        sums = moments.accumulate(sums, coefficients, x.v, where, present, STRIDE, P, DTYPE)
+        sums = moments.accumulate(sums, coefficients, rows, P)
 
     if S.attention:
         sums = moments.scaled(sums, 1.0 / total)

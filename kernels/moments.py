@@ -21,15 +21,12 @@ def scaled(sums, factor):
 
 
 @triton.jit
-def accumulate(sums, weights, v, where, mask, stride, P: tl.constexpr, DTYPE: tl.constexpr):
-    """Adds ``weights[moment] v[row]`` to each pair; ``weights`` are ``[T]`` tensors, ``where`` are
-    the places ``[T, C]`` of input row 0.
-    """
+def accumulate(sums, weights, rows, P: tl.constexpr):
+    """Adds ``weights[moment] rows[row]`` to each pair; weights are ``[T]``, rows ``[T, C]``."""
     out = ()
     for row in tl.static_range(len(P.pairs[0])):
-        value = tl.load(v + where + P.pairs[0][row] * stride, mask=mask, other=0.0).to(DTYPE)
         for n in tl.static_range(P.pairs[1][row], P.pairs[1][row + 1]):
-            out = out + (sums[n] + weights[P.pairs[2][n]][:, None] * value,)
+            out = out + (sums[n] + weights[P.pairs[2][n]][:, None] * rows[row],)
     return out
 
 
@@ -82,15 +79,14 @@ def replaced(values, n: tl.constexpr, value):
 
 
 @triton.jit
-def contract(moments_bar, v, where, mask, stride, TILE: tl.constexpr, P: tl.constexpr):
-    """Inner products ``[T]`` of the cotangents (``[C]`` each) with the values, by moment."""
+def contract(moments_bar, rows, TILE: tl.constexpr, P: tl.constexpr):
+    """Inner products ``[T]`` of the cotangents (``[C]`` each) with rows ``[T, C]``, by moment."""
     DTYPE: tl.constexpr = moments_bar[0].dtype
     BLOCK: tl.constexpr = P.block
     dots = zeros(len(P.moments[0]), TILE, BLOCK, DTYPE)
     for row in tl.static_range(len(P.pairs[0])):
-        value = tl.load(v + where + P.pairs[0][row] * stride, mask=mask, other=0.0).to(DTYPE)
         for n in tl.static_range(P.pairs[1][row], P.pairs[1][row + 1]):
-            product = dots[P.pairs[2][n]] + moments_bar[n][None, :] * value
+            product = dots[P.pairs[2][n]] + moments_bar[n][None, :] * rows[row]
             dots = replaced(dots, P.pairs[2][n], product)
     return summed(dots, 1)
 
@@ -105,7 +101,7 @@ def summed(values, AXIS: tl.constexpr):
 
 @triton.jit
 def load_rows(v, where, mask, stride, DTYPE: tl.constexpr, P: tl.constexpr):
-    """The input rows of one node."""
+    """The input rows of one node or of a tile of nodes."""
     out = ()
     for row in tl.static_range(len(P.pairs[0])):
         value = tl.load(v + where + P.pairs[0][row] * stride, mask=mask, other=0.0)

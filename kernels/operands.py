@@ -21,8 +21,16 @@ class Operands(NamedTuple):
     polynomials: Any  # [T_t, T_s, cells, H, F, 4]
 
 
-class Spec(NamedTuple):
-    """What a kernel is compiled for."""
+class _Hashed:
+    """Remembers its hash, which every launch asks for and long tables make slow."""
+
+    def __hash__(self) -> int:
+        if not hasattr(self, "_hash"):
+            self._hash = tuple.__hash__(self)  # type: ignore[arg-type]
+        return self._hash
+
+
+class _Spec(NamedTuple):
 
     attention: bool  # or convolution
     heads: int
@@ -42,8 +50,11 @@ class Spec(NamedTuple):
     dtype: Any  # of the arithmetic
 
 
-class Part(NamedTuple):
-    """A part of the paths and channels that one launch computes; results of parts add up."""
+class Spec(_Hashed, _Spec):
+    """What a kernel is compiled for."""
+
+
+class _Part(NamedTuple):
 
     first: int  # channel of each head
     moments: tuple[Any, ...]  # the order (its position) and the row of the harmonics of each
@@ -59,6 +70,10 @@ class Part(NamedTuple):
     adjoint: tuple[Any, ...]
     tile: int  # edges of a tile
     block: int  # channels of a tile, a power of two
+
+
+class Part(_Hashed, _Part):
+    """A part of the paths and channels that one launch computes; results of parts add up."""
 
 
 class Graph(NamedTuple):

@@ -23,34 +23,33 @@ def cells(distance, CUTOFF: tl.constexpr, CELLS: tl.constexpr):
 
 
 @triton.jit
-def powers(t, DERIVATIVE: tl.constexpr):
-    """``d^n/dt^n (1, t, t^2, t^3)`` as ``[T, 1, 4]``."""
-    p = tl.arange(0, 4)[None, None, :]
-    t = t[:, None, None]
-    one = 1.0 + 0.0 * t
+def columns(FUNCTIONS: tl.constexpr):
+    """Offsets inside the block of an edge and head, ``[1, 4 F]``: function, then power.
+
+    Two dimensions, as the tiles of features have: tiles of one shape lie on threads alike.
+    """
+    return tl.arange(0, 4 * triton.next_power_of_2(FUNCTIONS))[None, :]
+
+
+@triton.jit
+def powers(t, column, DERIVATIVE: tl.constexpr):
+    """``d^n/dt^n (1, t, t^2, t^3)`` for each function, ``[T, 4 F]``."""
+    p = column % 4
+    t = t[:, None]
+    zero = tl.zeros_like(t)
+    one = zero + 1.0
     if DERIVATIVE == 0:
         return tl.where(p == 0, one, tl.where(p == 1, t, tl.where(p == 2, t * t, t * t * t)))
     elif DERIVATIVE == 1:
-        return tl.where(
-            p == 0, 0.0 * one, tl.where(p == 1, one, tl.where(p == 2, 2.0 * t, 3.0 * t * t))
-        )
+        return tl.where(p == 0, zero, tl.where(p == 1, one, tl.where(p == 2, 2 * t, 3 * t * t)))
     else:
-        return tl.where(p == 2, 2.0 * one, tl.where(p == 3, 6.0 * t, 0.0 * one))
+        return tl.where(p == 2, 2 * one, tl.where(p == 3, 6 * t, zero))
 
 
 @triton.jit
-def block(FUNCTIONS: tl.constexpr):
-    """Offsets ``[1, F, 4]`` inside the block of one edge and head, and which of them exist."""
-    function = tl.arange(0, triton.next_power_of_2(FUNCTIONS))[None, :, None]
-    power = tl.arange(0, 4)[None, None, :]
-    return function * 4 + power, function < FUNCTIONS
-
-
-@triton.jit
-def pick(values, n: tl.constexpr):
-    """Column ``n`` of ``[T, F]``."""
-    column = tl.arange(0, values.shape[1])[None, :]
-    return tl.sum(tl.where(column == n, values, 0.0), axis=1)
+def pick(terms, column, n: tl.constexpr):
+    """Sum of the terms of function ``n``."""
+    return tl.sum(tl.where(column // 4 == n, terms, 0.0), axis=1)
 
 
 @triton.jit
@@ -68,47 +67,47 @@ def evaluate(
     """All functions, each a jet ``[T]``; with ``DERIVATIVES`` also their derivatives with respect
     to the distance. ``SCALE`` is the number of cells per unit of distance.
     """
-    inside, exists = block(FUNCTIONS)
-    where = offset[:, None, None] + inside
-    present = mask[:, None, None] & exists
+    column = columns(FUNCTIONS)
+    where = offset[:, None] + column
+    present = mask[:, None] & (column < 4 * FUNCTIONS)
     table = tl.load(polynomials + where, mask=present, other=0.0).to(DTYPE)
-    zeroth = tl.sum(table * powers(t[0], 0), axis=2)
+    zeroth = table * powers(t[0], column, 0)
     # Dead code where neither a tangent nor a derivative is asked for.
-    first = tl.sum(table * powers(t[0], 1), axis=2)
-    second = tl.sum(table * powers(t[0], 2), axis=2)
+    first = table * powers(t[0], column, 1)
     values = ()
     slopes = ()
     if len(t) == 2:
         zeroth_dot = first * t[1][:, None]
-        first_dot = second * t[1][:, None]
+        first_dot = table * powers(t[0], column, 2) * t[1][:, None]
         if tangent is not None:
             table_dot = tl.load(tangent + where, mask=present, other=0.0).to(DTYPE)
-            zeroth_dot += tl.sum(table_dot * powers(t[0], 0), axis=2)
-            first_dot += tl.sum(table_dot * powers(t[0], 1), axis=2)
+            zeroth_dot += table_dot * powers(t[0], column, 0)
+            first_dot += table_dot * powers(t[0], column, 1)
         for n in tl.static_range(FUNCTIONS):
-            values = values + ((pick(zeroth, n), pick(zeroth_dot, n)),)
+            values = values + ((pick(zeroth, column, n), pick(zeroth_dot, column, n)),)
             if DERIVATIVES:
-                slopes = slopes + ((pick(first, n) * SCALE, pick(first_dot, n) * SCALE),)
+                slope = pick(first, column, n) * SCALE
+                slopes = slopes + ((slope, pick(first_dot, column, n) * SCALE),)
     else:
         for n in tl.static_range(FUNCTIONS):
-            values = values + ((pick(zeroth, n),),)
+            values = values + ((pick(zeroth, column, n),),)
             if DERIVATIVES:
-                slopes = slopes + ((pick(first, n) * SCALE,),)
+                slopes = slopes + ((pick(first, column, n) * SCALE,),)
     return values, slopes
 
 
 @triton.jit
 def polynomials_vjp(values_bar, t, FUNCTIONS: tl.constexpr):
-    """Cotangent of the block of each edge, ``[T, F, 4]``: of jets, its tangent."""
-    column = tl.arange(0, triton.next_power_of_2(FUNCTIONS))[None, :, None]
-    zero = 0.0 * t[0][:, None, None]
-    value = zero
-    slope = zero
+    """Cotangent of the block of each edge, ``[T, 4 F]``: of jets, its tangent."""
+    column = columns(FUNCTIONS)
+    value = tl.zeros_like(t[0])[:, None]
+    slope = value
     for n in tl.static_range(FUNCTIONS):
-        value = tl.where(column == n, values_bar[n][0][:, None, None], value)
+        value = tl.where(column // 4 == n, values_bar[n][0][:, None], value)
         if len(t) == 2:
-            slope = tl.where(column == n, values_bar[n][1][:, None, None], slope)
+            slope = tl.where(column // 4 == n, values_bar[n][1][:, None], slope)
     if len(t) == 2:
-        return slope * powers(t[0], 0) + value * powers(t[0], 1) * t[1][:, None, None]
+        inner = powers(t[0], column, 1) * t[1][:, None]
+        return slope * powers(t[0], column, 0) + value * inner
     else:
-        return value * powers(t[0], 0)
+        return value * powers(t[0], column, 0)

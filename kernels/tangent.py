@@ -42,16 +42,25 @@ def tangent_kernel(
             z = tl.exp(logit) * tl.load(sink_dot + head).to(DTYPE)
 
     sums = moments.zeros(len(P.pairs[2]), P.tile, P.block, DTYPE)
+    tile = tl.arange(0, P.tile)
+    fetched = edge.fetch(graph, start + tile, stop, x.pos_j, x_dot.pos_j, graph.type_j, True)
     for first in range(start, stop, P.tile):
-        slot = first + tl.arange(0, P.tile)
+        slot = first + tile
         mask = slot < stop
-        j = tl.load(graph.col + slot, mask=mask, other=0).to(tl.int64)
+        j, point_j, type_j = fetched
+        where = (j * (S.input_rows * STRIDE))[:, None] + channel[None, :]
+        present = mask[:, None] & in_head[None, :]
+        rows = moments.load_rows(x.v, where, present, STRIDE, DTYPE, P)
+        if S.attention:
+            key = edge.head_vectors(x.k, x_dot.k, j, head, mask, S, True)
+        fetched = edge.fetch(
+            graph, slot + P.tile, stop, x.pos_j, x_dot.pos_j, graph.type_j, True
+        )
         edge_id = edge.identity(graph.edge, slot, mask)
-        point_j = edge.point(x.pos_j, x_dot.pos_j, j, mask, True)
         e = edge.evaluate(
             edge.separation(point_i, point_j, graph.shift, edge_id, mask),
             strain,
-            type_i + tl.load(graph.type_j + j, mask=mask, other=0),
+            type_i + type_j,
             mask,
             head,
             x.polynomials,
@@ -60,7 +69,6 @@ def tangent_kernel(
             False,
         )
         if S.attention:
-            key = edge.head_vectors(x.k, x_dot.k, j, head, mask, S, True)
             kappa = edge.inner(query, key, S)
         else:
             kappa = ()
@@ -68,13 +76,10 @@ def tangent_kernel(
         if S.attention:
             z += tl.sum(w.alpha[1], axis=0)
         coefficients = edge.spread(w.weight, w.radial, e.harmonics, P)
-        where = (j * (S.input_rows * STRIDE))[:, None] + channel[None, :]
-        present = e.inside[:, None] & in_head[None, :]
-        along = edge.parts(coefficients, 1)
-        sums = moments.accumulate(sums, along, x.v, where, present, STRIDE, P, DTYPE)
+        sums = moments.accumulate(sums, edge.parts(coefficients, 1), rows, P)
         if x_dot.v is not None:
-            along = edge.parts(coefficients, 0)
-            sums = moments.accumulate(sums, along, x_dot.v, where, present, STRIDE, P, DTYPE)
+            rows = moments.load_rows(x_dot.v, where, present, STRIDE, DTYPE, P)
+            sums = moments.accumulate(sums, edge.parts(coefficients, 0), rows, P)
 
     where = i * (S.output_rows * STRIDE) + channel
     if S.attention:
