@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from .checks import check_range, check_shape, values_known
 from .precision import autograd_without_autocast, without_autocast
+from .so3.degrees import build_constant
 
 __all__ = ["MAX_ATOMIC_NUMBER", "RadialNetwork", "RadialSplines", "envelope"]
 
@@ -23,6 +25,18 @@ _BASIS = (
     (3 / 6, -6 / 6, 3 / 6, 0.0),
     (-1 / 6, 3 / 6, -3 / 6, 1 / 6),
 )
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _basis(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return build_constant(lambda: torch.tensor(_BASIS, dtype=dtype, device=device).t())
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _element_list(elements: tuple[int, ...], device: torch.device) -> Tensor:
+    return build_constant(lambda: torch.tensor(elements, device=device))
 
 
 def envelope(length: Tensor, cutoff: float) -> Tensor:
@@ -72,7 +86,7 @@ class RadialSplines(NamedTuple):
         """
         coefficients = self.coefficients.to(dtype)
         windows = coefficients.unfold(2, 4, 1)  # [T_t, T_s, K - 3, F, 4]
-        return (windows @ coefficients.new_tensor(_BASIS).t()).transpose(-1, -2)
+        return (windows @ _basis(coefficients.dtype, coefficients.device)).transpose(-1, -2)
 
 
 def spline_cells(length: Tensor, num_cells: int, cutoff: float) -> tuple[Tensor, Tensor]:
@@ -244,7 +258,7 @@ class RadialNetwork(nn.Module):
         if self.elements is None:
             present, types = z.unique(return_inverse=True)
         else:
-            present = torch.tensor(self.elements, device=z_target.device)
+            present = _element_list(self.elements, z_target.device)
             types = torch.searchsorted(present, z).clamp(max=len(self.elements) - 1)
             if values_known(z):
                 unknown = z[present[types] != z]

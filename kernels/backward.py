@@ -137,7 +137,7 @@ def backward_rows_kernel(
 
         tile = tl.arange(0, TILE)
         fetched = edge.fetch(graph, start + tile, stop, x.pos_j, x_dot.pos_j, graph.type_j, DUAL)
-        for first in range(start, stop, TILE):
+        for first in tl.range(start, stop, TILE, num_stages=2):
             slot = first + tile
             mask = slot < stop
             j, point_j, type_j = fetched
@@ -256,7 +256,7 @@ def backward_columns_kernel(
 
     tile = tl.arange(0, TILE)
     fetched = edge.fetch(graph, start + tile, stop, x.pos_i, x_dot.pos_i, graph.type_i, DUAL)
-    for first in range(start, stop, TILE):
+    for first in tl.range(start, stop, TILE, num_stages=2):
         slot = first + tile
         mask = slot < stop
         i, point_i, type_i = fetched

@@ -78,17 +78,18 @@ class Part(_Hashed, _Part):
 
 class Graph(NamedTuple):
     """Neighbourhoods and what else has no derivative. Rows are targets or, in a transposed pass,
-    sources."""
+    sources.
+    """
 
     rowptr: Any  # [rows + 1]
     col: Any  # [E], by slot
     edge: Any  # [E], the edge of each slot; None: the slot itself
+    order: Any  # [rows], the order in which rows are visited; None: as they are
     type_i: Any  # [N_t]
     type_j: Any  # [N_s]
     num_types: Any  # T_s
     shift: Any  # [E, 3], by edge
     seed: Any  # scalar
-    order: Any  # [rows], the order in which rows are visited; None: as they are
 
 
 def constants(value: Any) -> Any:

@@ -44,7 +44,7 @@ def tangent_kernel(
     sums = moments.zeros(len(P.pairs[2]), P.tile, P.block, DTYPE)
     tile = tl.arange(0, P.tile)
     fetched = edge.fetch(graph, start + tile, stop, x.pos_j, x_dot.pos_j, graph.type_j, True)
-    for first in range(start, stop, P.tile):
+    for first in tl.range(start, stop, P.tile, num_stages=2):
         slot = first + tile
         mask = slot < stop
         j, point_j, type_j = fetched

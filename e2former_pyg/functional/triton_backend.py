@@ -26,7 +26,8 @@ _OPERANDS = (
     "Tensor? strain, Tensor polynomials, Tensor? sink"
 )
 _REST = (
-    "Tensor rowptr, Tensor col, Tensor? edge, Tensor? rowptr_t, Tensor? col_t, Tensor? edge_t, "
+    "Tensor rowptr, Tensor col, Tensor? edge, Tensor? order, "
+    "Tensor? rowptr_t, Tensor? col_t, Tensor? edge_t, Tensor? order_t, "
     "Tensor type_i, Tensor type_j, Tensor? shift, Tensor? seed, int lmax_in, int lmax_out, "
     "int[] orders, str parity, float cutoff, float dropout"
 )
@@ -34,7 +35,10 @@ _TANGENTS = ", ".join(
     f"Tensor? {name}_dot" for name in (*Operands._fields, "sink")
 )
 _NUM_OPERANDS = len(Operands._fields) + 1  # and the sink
-_NUM_SAVED = 10  # tensors of `_REST`
+_NUM_SAVED = 12  # tensors of `_REST`
+
+# Nodes from which on the features no longer stay in the cache, so that the order of rows matters.
+_LARGE = 4096
 
 _LIBRARY = torch.library.Library("e2former_pyg", "DEF")
 _LIBRARY.define(f"path_rows({_OPERANDS}, {_REST}) -> (Tensor, Tensor)")
@@ -55,10 +59,9 @@ class _Problem:
         *operands, self.sink = arguments[:_NUM_OPERANDS]
         self.x = Operands(*operands)
         rest = arguments[_NUM_OPERANDS:]
-        rowptr, col, edge, rowptr_t, col_t, edge_t, type_i, type_j, shift, seed = rest[:_NUM_SAVED]
-        types = self.x.polynomials.size(1)
-        self.graph = Graph(rowptr, col, edge, type_i, type_j, types, shift, seed, None)
-        self.transposed = Graph(rowptr_t, col_t, edge_t, type_i, type_j, types, shift, seed, None)
+        shared = *rest[8:10], self.x.polynomials.size(1), *rest[10:_NUM_SAVED]
+        self.graph = Graph(*rest[:4], *shared)
+        self.transposed = Graph(*rest[4:8], *shared)
         self.spec, self.parts = _specialise(self.x, *rest[_NUM_SAVED:])
 
 
@@ -297,15 +300,19 @@ def path_rows(
     # Edges are told apart only for what the caller gave by edge.
     by_edge = edge_shift is not None or edge_bias is not None or dropout > 0
     edge = neighborhood.perm if by_edge else None
-    rowptr_t = col_t = edge_t = None
+    large = v.is_cuda and max(neighborhood.num_targets, neighborhood.num_sources) >= _LARGE
+    order = neighborhood.order(pos[1]) if large else None
+    rowptr_t = col_t = edge_t = order_t = None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):
         transposed = neighborhood.transpose()
         rowptr_t, col_t = transposed.rowptr, transposed.col
+        order_t = transposed.order(pos[0]) if large else None
         if by_edge:
             edge_t = transposed.perm if edge is None else edge[transposed.perm]
     rows, _ = torch.ops.e2former_pyg.path_rows(
         *operands,
-        *(neighborhood.rowptr, neighborhood.col, edge, rowptr_t, col_t, edge_t),
+        *(neighborhood.rowptr, neighborhood.col, edge, order),
+        *(rowptr_t, col_t, edge_t, order_t),
         *(radial.target_type, radial.source_type),
         prepared(edge_shift, pos[1].dtype),
         seed if dropout > 0 else None,

@@ -10,6 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from torch_geometric import EdgeIndex
 
 from ..checks import values_known
+from .curve import curve_order
 
 INT32_MAX = 2**31 - 1
 
@@ -60,6 +61,7 @@ class CSRNeighborhood:
         self._row: Tensor | None = None
         self._degree: Tensor | None = None
         self._transpose: CSRNeighborhood | None = None
+        self._order: Tensor | None = None
 
     @classmethod
     def from_edge_index(
@@ -194,6 +196,19 @@ class CSRNeighborhood:
                 num_sources=self.num_targets,
             )
         return self._transpose
+
+    def order(self, pos: Tensor) -> Tensor:
+        r"""Returns an order of the targets in which those near in space are near one another,
+        int32 :math:`(N_t)`.
+
+        It is kept: for the nodes of this graph it stays a good one while they move.
+
+        Args:
+            pos (torch.Tensor): Positions of the targets in Å.
+        """
+        if self._order is None:
+            self._order = curve_order(pos)
+        return self._order
 
     def to(self, device: torch.device | str) -> CSRNeighborhood:
         r"""Returns the neighbourhoods on another device."""
