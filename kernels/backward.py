@@ -107,14 +107,12 @@ def backward_rows_kernel(
     program = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     channel, in_head = edge.channels(head, S, P)
-    BLOCK: tl.constexpr = P.block
     for n in range(program * span, tl.minimum((program + 1) * span, rows)):
         i, start, stop, valid = edge.row_at(graph, n)
         point_i = edge.point(x.pos_i, x_dot.pos_i, i, valid, DUAL)
         strain = edge.tensor9(x.strain, x_dot.strain, i, valid, DUAL)
         type_i = tl.load(graph.type_i + i) * graph.num_types
         where_i = i * (S.output_rows * STRIDE) + channel
-        adjoint = moments.load_adjoint(grad, where_i, in_head, STRIDE, DTYPE, P)
         place = i * S.heads + head
         lse_i = 0.0
         z_i = ()
@@ -144,6 +142,7 @@ def backward_rows_kernel(
             where = (j * (S.input_rows * STRIDE))[:, None] + channel[None, :]
             present = mask[:, None] & in_head[None, :]
             values = moments.load_rows(x.v, where, present, STRIDE, DTYPE, P)
+            adjoint = moments.load_adjoint(grad, where_i, in_head, STRIDE, DTYPE, P)
             dots = moments.contract(adjoint, values, TILE, P)
             if DUAL:
                 dots_dot = edge.vectors(len(dots), TILE, DTYPE)
@@ -155,9 +154,7 @@ def backward_rows_kernel(
                 bar = singles(dots)
             if S.attention:
                 key = edge.head_vectors(x.k, x_dot.k, j, head, mask, S, DUAL)
-            fetched = edge.fetch(
-                graph, slot + TILE, stop, x.pos_j, x_dot.pos_j, graph.type_j, DUAL
-            )
+            fetched = edge.fetch(graph, slot + TILE, stop, x.pos_j, x_dot.pos_j, graph.type_j, DUAL)
             edge_id = edge.identity(graph.edge, slot, mask)
             e = edge.evaluate(
                 edge.separation(point_i, point_j, graph.shift, edge_id, mask),
@@ -194,9 +191,7 @@ def backward_rows_kernel(
                         at = (edge_id * S.functions + m) * S.heads + head
                         put(out.bias, at, last(g.bias[m]), mask, ACCUMULATE)
             if out.polynomials is not None:
-                put_polynomials(
-                    out.polynomials + program * slab_size, e, g.functions, TILE, S
-                )
+                put_polynomials(out.polynomials + program * slab_size, e, g.functions, TILE, S)
 
         for axis in tl.static_range(3):
             put(out.pos_i, place * 3 + axis, tl.sum(point_bar[axis], axis=0), valid, ACCUMULATE)
@@ -234,7 +229,7 @@ def backward_columns_kernel(
     """One program per source and head; ``graph`` is transposed."""
     DTYPE: tl.constexpr = S.dtype
     STRIDE: tl.constexpr = S.heads * S.channels
-    TILE: tl.constexpr = P.tile
+    TILE: tl.constexpr = P.column_tile
     BLOCK: tl.constexpr = P.block
     j, start, stop, valid = edge.row(graph)
     head = tl.program_id(1)

@@ -8,9 +8,7 @@ from .operands import Graph, Operands
 
 
 @triton.jit
-def forward_kernel(
-    x: Operands, graph: Graph, sink, out, lse, S: tl.constexpr, P: tl.constexpr
-):
+def forward_kernel(x: Operands, graph: Graph, sink, out, lse, S: tl.constexpr, P: tl.constexpr):
     """Writes path rows and, for attention, the log-sum-exp of each target and head."""
     DTYPE: tl.constexpr = S.dtype
     STRIDE: tl.constexpr = S.heads * S.channels

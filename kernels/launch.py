@@ -5,6 +5,7 @@ edge bias, and start its kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,10 +21,17 @@ NONE = Operands(*[None] * len(Operands._fields))
 
 # Edges of a tile of the row pass; its product over edges that share a cell needs 16 at least.
 _ROW_TILE = 16
-# Programs that collect radial gradients: enough to fill a large GPU, few enough that their slabs
-# stay small, which `_SLAB_BYTES` bounds.
-_PROGRAMS = 2048
+# Programs of one multiprocessor that collect radial gradients: as many as its registers hold, so
+# that all run at once and each takes the same share of rows. `_SLAB_BYTES` bounds their slabs.
+_PROGRAMS = 12
 _SLAB_BYTES = 2**26
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _launch(kernel: Any, grid: tuple[int, int], *args: Any) -> None:
@@ -81,7 +89,7 @@ def backward(
         z_bar = torch.empty_like(lse)
         _normaliser(y, grad, None, None, z_bar, spec)
     out = _passes(x, NONE, graph, transposed, lse, grad, z_bar, None, None, wanted, spec, parts)
-    if sink is None:
+    if sink is None or z_bar is None:
         return out, None
     return out, ((sink - lse).exp() * z_bar).sum(0)
 
@@ -112,7 +120,7 @@ def second(
     out = _passes(
         x, x_dot, graph, transposed, lse, grad, z_bar, z_bar_dot, z_dot, wanted, spec, parts
     )
-    if sink is None:
+    if sink is None or z_bar is None or z_bar_dot is None:
         return y_dot, out, None
     slope = z_bar_dot if sink_dot is None else z_bar_dot + sink_dot * z_bar
     return y_dot, out, ((sink - lse).exp() * slope).sum(0)
@@ -158,7 +166,8 @@ def _passes(
     slabs, span = None, 1
     if want.polynomials and targets > 0:
         bytes_each = x.polynomials.numel() * x.polynomials.element_size()
-        programs = max(1, min(targets, _PROGRAMS // heads, _SLAB_BYTES // max(bytes_each, 1)))
+        most = _PROGRAMS * _multiprocessors(x.v.device) // heads
+        programs = max(1, min(targets, most, _SLAB_BYTES // max(bytes_each, 1)))
         span = -(-targets // programs)
         slabs = x.polynomials.new_zeros(-(-targets // span), *x.polynomials.shape)
     out = Operands(

@@ -31,22 +31,21 @@ class _Hashed:
 
 
 class _Spec(NamedTuple):
-
-    attention: bool  # or convolution
-    heads: int
-    channels: int  # of a head
-    input_rows: int
-    u_rows: int
-    output_rows: int
-    d: int  # channels of query and key of a head
-    functions: int  # radial functions of a head
-    cutoff: float
-    cells: int
-    dropout: float
-    rows: int  # of the harmonics that are needed
+    attention: Any  # or convolution
+    heads: Any
+    channels: Any  # of a head
+    input_rows: Any
+    u_rows: Any
+    output_rows: Any
+    d: Any  # channels of query and key of a head
+    functions: Any  # radial functions of a head
+    cutoff: Any
+    cells: Any
+    dropout: Any
+    rows: Any  # of the harmonics that are needed
     # Of the harmonics: the first term of each row, the axis, the row of the degree below and the
     # coefficient of each term; the degree of each row.
-    harmonics: tuple[Any, ...]
+    harmonics: Any
     dtype: Any  # of the arithmetic
 
 
@@ -55,7 +54,6 @@ class Spec(_Hashed, _Spec):
 
 
 class _Part(NamedTuple):
-
     first: int  # channel of each head
     moments: tuple[Any, ...]  # the order (its position) and the row of the harmonics of each
     # (moment, input row) pairs, sorted by input row: the input rows, the first pair of each, the
@@ -68,7 +66,8 @@ class _Part(NamedTuple):
     # pair, the position of the row and the coefficient of each term, and how many rows the pairs
     # before each need.
     adjoint: tuple[Any, ...]
-    tile: int  # edges of a tile
+    tile: int  # edges of a tile in passes that accumulate moments
+    column_tile: int  # and in the pass over columns
     block: int  # channels of a tile, a power of two
 
 

@@ -53,9 +53,7 @@ def tangent_kernel(
         rows = moments.load_rows(x.v, where, present, STRIDE, DTYPE, P)
         if S.attention:
             key = edge.head_vectors(x.k, x_dot.k, j, head, mask, S, True)
-        fetched = edge.fetch(
-            graph, slot + P.tile, stop, x.pos_j, x_dot.pos_j, graph.type_j, True
-        )
+        fetched = edge.fetch(graph, slot + P.tile, stop, x.pos_j, x_dot.pos_j, graph.type_j, True)
         edge_id = edge.identity(graph.edge, slot, mask)
         e = edge.evaluate(
             edge.separation(point_i, point_j, graph.shift, edge_id, mask),

@@ -6,6 +6,7 @@ both along tangents, which is the backward of the second.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -31,9 +32,7 @@ _REST = (
     "Tensor type_i, Tensor type_j, Tensor? shift, Tensor? seed, int lmax_in, int lmax_out, "
     "int[] orders, str parity, float cutoff, float dropout"
 )
-_TANGENTS = ", ".join(
-    f"Tensor? {name}_dot" for name in (*Operands._fields, "sink")
-)
+_TANGENTS = ", ".join(f"Tensor? {name}_dot" for name in (*Operands._fields, "sink"))
 _NUM_OPERANDS = len(Operands._fields) + 1  # and the sink
 _NUM_SAVED = 12  # tensors of `_REST`
 
@@ -118,9 +117,7 @@ def _present(tensor: Tensor | None, like: Tensor) -> Tensor:
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     problem = _Problem(arguments)
     with torch.cuda.device_of(problem.x.v):
-        return launch.forward(
-            problem.x, problem.graph, problem.sink, problem.spec, problem.parts
-        )
+        return launch.forward(problem.x, problem.graph, problem.sink, problem.spec, problem.parts)
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -128,8 +125,16 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     problem = _Problem(inputs)
     with torch.cuda.device_of(y):
         grads, sink = launch.backward(
-            *(problem.x, problem.graph, problem.transposed, problem.sink),
-            *(y, lse, grad.contiguous(), wanted, problem.spec, problem.parts),
+            problem.x,
+            problem.graph,
+            problem.transposed,
+            problem.sink,
+            y,
+            lse,
+            grad.contiguous(),
+            wanted,
+            problem.spec,
+            problem.parts,
         )
     return tuple(_present(tensor, lse) for tensor in (*grads, sink))
 
@@ -142,9 +147,18 @@ def _second(*arguments: Any) -> tuple[Tensor, ...]:
     *dots, sink_dot = (None if dot is None else dot.contiguous() for dot in tangents)
     with torch.cuda.device_of(y):
         y_dot, grads, sink = launch.second(
-            *(problem.x, Operands(*dots), problem.graph, problem.transposed),
-            *(problem.sink, sink_dot, y, lse, grad.contiguous(), wanted),
-            *(problem.spec, problem.parts),
+            problem.x,
+            Operands(*dots),
+            problem.graph,
+            problem.transposed,
+            problem.sink,
+            sink_dot,
+            y,
+            lse,
+            grad.contiguous(),
+            wanted,
+            problem.spec,
+            problem.parts,
         )
     return tuple(_present(tensor, lse) for tensor in (y_dot, *grads, sink))
 
@@ -197,7 +211,7 @@ def _differentiate_forward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> t
     grads = torch.ops.e2former_pyg.path_rows_backward(
         *inputs, *ctx.settings, y.detach(), lse.detach(), grad, wanted
     )
-    return _gradients(grads, inputs, wanted) + (None,) * (_NUM_SAVED + len(ctx.settings))
+    return _gradients(grads, inputs) + (None,) * (_NUM_SAVED + len(ctx.settings))
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -219,7 +233,7 @@ def _differentiate_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ..
         *inputs, *ctx.settings, y, lse, grad, *present, wanted
     )
     rest = (None,) * (_NUM_SAVED + len(ctx.settings) + 2)  # and y, lse: functions of the operands
-    return (*_gradients(grads, inputs, wanted), *rest, grad_grad, None)
+    return (*_gradients(grads, inputs), *rest, grad_grad, None)
 
 
 def _differentiate_second(ctx: Any, *_: Any) -> None:
@@ -229,14 +243,25 @@ def _differentiate_second(ctx: Any, *_: Any) -> None:
 
 
 def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
+    """Which operands' gradients somebody reads: forces alone need none of weights."""
+    operands = inputs[: _NUM_OPERANDS - 1]
+    tensors = itertools.accumulate((tensor is not None for tensor in inputs), initial=0)
     return [
-        tensor is not None and bool(ctx.needs_input_grad[n])
-        for n, tensor in enumerate(inputs[:_NUM_OPERANDS])
-    ][:-1]
+        tensor is not None and bool(ctx.needs_input_grad[n]) and _is_read(ctx, position)
+        for n, (tensor, position) in enumerate(zip(operands, tensors, strict=False))
+    ]
+
+
+def _is_read(ctx: Any, position: int) -> bool:
+    """Whether this run of the engine goes on to the node behind a tensor argument."""
+    try:
+        return torch._C._will_engine_execute_node(ctx.next_functions[position][0])
+    except (AttributeError, IndexError, RuntimeError, TypeError):  # outside the engine: unknown
+        return True
 
 
 def _gradients(
-    grads: Sequence[Tensor], inputs: Sequence[Tensor | None], wanted: Sequence[bool]
+    grads: Sequence[Tensor], inputs: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     return tuple(
         None if tensor is None or grad.shape != tensor.shape else grad
@@ -248,17 +273,16 @@ def _register(name: str, function: Any, fake: Any, setup: Any, differentiate: An
     qualified = f"e2former_pyg::{name}"
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    torch.library.register_autograd(
-        qualified, differentiate, setup_context=setup, lib=_LIBRARY
-    )
+    torch.library.register_autograd(qualified, differentiate, setup_context=setup, lib=_LIBRARY)
 
 
 _register("path_rows", _forward, _fake_forward, _setup_forward, _differentiate_forward)
+_register("path_rows_backward", _backward, _fake_backward, _setup_backward, _differentiate_backward)
 _register(
-    "path_rows_backward", _backward, _fake_backward, _setup_backward, _differentiate_backward
-)
-_register(
-    "path_rows_second", _second, _fake_second, lambda ctx, inputs, output: None,
+    "path_rows_second",
+    _second,
+    _fake_second,
+    lambda ctx, inputs, output: None,
     _differentiate_second,
 )
 

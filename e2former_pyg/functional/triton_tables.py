@@ -69,15 +69,18 @@ def parts(coupling: Coupling, channels: int, wide: bool) -> tuple[Part, ...]:
         if sum(sizes[other] for other in groups[-1]) + sizes[key] > limit:
             groups.append([])
         groups[-1].append(key)
-    tile = max(32 * elements // block, 1)
+    # Half of that where moments are kept for each edge of the tile: more warps then hide loads.
+    tiles = max(16 * elements // block, 32 // block), 32 * elements // block
     return tuple(
-        _part(coupling, [path for key in group for path in blocks[key]], first, tile, block)
+        _part(coupling, [path for key in group for path in blocks[key]], first, tiles, block)
         for group in groups
         for first in range(0, channels, block)
     )
 
 
-def _part(coupling: Coupling, paths: list[Path], first: int, tile: int, block: int) -> Part:
+def _part(
+    coupling: Coupling, paths: list[Path], first: int, tiles: tuple[int, int], block: int
+) -> Part:
     orders = sorted({path.order for path in paths})
     moments = [(order, m) for order in orders for m in range(2 * order + 1)]
     inputs = sorted({path.degree_in for path in paths})
@@ -131,6 +134,6 @@ def _part(coupling: Coupling, paths: list[Path], first: int, tile: int, block: i
             tuple(coefficient for _, _, coefficient in by_pair),
             tuple(met),
         ),
-        tile,
+        *tiles,
         block,
     )
