@@ -57,9 +57,10 @@ def put(pointer, where, value, mask, ACCUMULATE: tl.constexpr):
 
 
 @triton.jit
-def put_polynomials(slab, e, functions_bar, TILE: tl.constexpr, S: tl.constexpr):
-    """Adds to the program's own slab. Edges with the same block are summed first, so that no two
-    write to one place; the barrier orders what different threads write there in turn.
+def put_polynomials(slab, base, e, functions_bar, TILE: tl.constexpr, S: tl.constexpr):
+    """Adds to the program's own slab, whose first block is ``base``. Edges with the same block are
+    summed first, so that no two write to one place; the barrier orders what different threads
+    write there in turn.
     """
     WIDTH: tl.constexpr = 4 * triton.next_power_of_2(S.functions)
     flat = spline.polynomials_vjp(functions_bar, e.t, S.functions)
@@ -67,7 +68,7 @@ def put_polynomials(slab, e, functions_bar, TILE: tl.constexpr, S: tl.constexpr)
     place = tl.arange(0, TILE)
     # Written so that the block seems to depend on the values (what is not a number goes to block
     # 0): the compiler would else compute the geometry anew in the layout that the product wants.
-    block = tl.where(e.inside, e.cell, -1).to(tl.int32)
+    block = tl.where(e.inside, e.cell - base, -1).to(tl.int32)
     block = tl.max(tl.where(flat == flat, block[:, None], 0), axis=1)
     across = tl.max(tl.where(place[:, None] == place[None, :], block[:, None], -1), axis=0)
     same = block[:, None] == across[None, :]
@@ -91,6 +92,7 @@ def backward_rows_kernel(
     z_bar_dot,
     z_dot,
     out: Operands,
+    bounds,
     rows,
     span,
     slab_size,
@@ -101,13 +103,20 @@ def backward_rows_kernel(
     FIRST: tl.constexpr,
     ACCUMULATE: tl.constexpr,
 ):
-    """Each program visits ``span`` rows, so that it can collect radial gradients."""
+    """Each program visits ``span`` rows, or with ``bounds`` (first, last + 1) rows of one target
+    type, so that it can collect radial gradients.
+    """
     DTYPE: tl.constexpr = S.dtype
     STRIDE: tl.constexpr = S.heads * S.channels
     program = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     channel, in_head = edge.channels(head, S, P)
-    for n in range(program * span, tl.minimum((program + 1) * span, rows)):
+    first_row = program * span
+    last_row = tl.minimum(first_row + span, rows)
+    if bounds is not None:
+        first_row = tl.load(bounds + 2 * program)
+        last_row = tl.load(bounds + 2 * program + 1)
+    for n in range(first_row, last_row):
         i, start, stop, valid = edge.row_at(graph, n)
         point_i = edge.point(x.pos_i, x_dot.pos_i, i, valid, DUAL)
         strain = edge.tensor9(x.strain, x_dot.strain, i, valid, DUAL)
@@ -191,7 +200,11 @@ def backward_rows_kernel(
                         at = (edge_id * S.functions + m) * S.heads + head
                         put(out.bias, at, last(g.bias[m]), mask, ACCUMULATE)
             if out.polynomials is not None:
-                put_polynomials(out.polynomials + program * slab_size, e, g.functions, TILE, S)
+                base = i * 0
+                if bounds is not None:
+                    base = type_i * (S.cells * S.heads)
+                slab = out.polynomials + program * slab_size
+                put_polynomials(slab, base, e, g.functions, TILE, S)
 
         for axis in tl.static_range(3):
             put(out.pos_i, place * 3 + axis, tl.sum(point_bar[axis], axis=0), valid, ACCUMULATE)

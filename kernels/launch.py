@@ -15,6 +15,7 @@ from .backward import backward_columns_kernel, backward_rows_kernel
 from .forward import forward_kernel
 from .normaliser import normaliser_kernel
 from .operands import Graph, Operands, Part, Spec
+from .spans import spans
 from .tangent import tangent_kernel
 
 NONE = Operands(*[None] * len(Operands._fields))
@@ -163,13 +164,10 @@ def _passes(
         make: Callable[..., Tensor] = torch.empty if whole else torch.zeros
         return make(shape or like.shape, dtype=dtype, device=like.device)
 
-    slabs, span = None, 1
+    shares = None
     if want.polynomials and targets > 0:
-        bytes_each = x.polynomials.numel() * x.polynomials.element_size()
-        most = _PROGRAMS * _multiprocessors(x.v.device) // heads
-        programs = max(1, min(targets, most, _SLAB_BYTES // max(bytes_each, 1)))
-        span = -(-targets // programs)
-        slabs = x.polynomials.new_zeros(-(-targets // span), *x.polynomials.shape)
+        programs = max(_PROGRAMS * _multiprocessors(x.v.device) // heads, 1)
+        shares = spans(graph, x.polynomials, targets, programs, _SLAB_BYTES)
     out = Operands(
         result(x.q, True),
         result(x.k, True),
@@ -179,17 +177,18 @@ def _passes(
         result(x.pos_i, True, targets, heads, 3),
         result(x.pos_j, True, sources, heads, 3),
         result(x.strain, want.strain, targets, heads, 9),
-        slabs,
+        None if shares is None else shares.slabs,
     )
-    programs = -(-targets // span)
-    slab_size = x.polynomials.numel()
+    # Without radial gradients a program has one row.
+    programs, span, bounds, row_graph = (targets, 1, None, graph) if shares is None else shares[:4]
+    slab_size = 0 if shares is None else shares.slabs[0].numel()
     args = lse, grad, z_bar, z_bar_dot, z_dot, out
     for n, part in enumerate(parts):
         first, accumulate = n == 0, not whole
         _launch(
             backward_rows_kernel,
             (programs, heads),
-            *(x, x_dot, graph, *args, targets, span, slab_size),
+            *(x, x_dot, row_graph, *args, bounds, targets, span, slab_size),
             *(spec, part, _ROW_TILE, dual, first, accumulate),
         )
         _launch(
@@ -208,5 +207,5 @@ def _passes(
         pos_i=total(out.pos_i, x.pos_i, 1),
         pos_j=total(out.pos_j, x.pos_j, 1),
         strain=total(out.strain, x.strain, 1),
-        polynomials=None if slabs is None else slabs.sum(0),
+        polynomials=None if shares is None else shares.total(x.polynomials),
     )

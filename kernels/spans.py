@@ -1,0 +1,66 @@
+"""How programs that collect radial gradients share the rows and the memory for them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .operands import Graph
+
+
+class Spans(NamedTuple):
+    """Rows of each program, and where its radial gradients go."""
+
+    programs: int
+    rows: int  # of a program, at most
+    bounds: Tensor | None  # [programs, 2], rows of each program; None: `rows` each, in order
+    graph: Graph
+    slabs: Tensor  # a sum for each program
+    types: Tensor | None  # the target type of each slab; None: a slab holds all
+
+    def total(self, like: Tensor) -> Tensor:
+        """The sum of all slabs; in a fixed order."""
+        if self.types is None:
+            return self.slabs.sum(0)
+        member = torch.arange(like.size(0), device=like.device).unsqueeze(1) == self.types
+        total = member.to(like.dtype) @ self.slabs.flatten(1)
+        return total.view(like.shape)
+
+
+def spans(graph: Graph, polynomials: Tensor, rows: int, programs: int, budget: int) -> Spans:
+    """Splits ``rows`` between about ``programs`` programs.
+
+    Each has a slab of its own. For few elements that holds all pairs; for many, rows are sorted by
+    type and a slab holds the pairs of one target type.
+    """
+    all_pairs = polynomials.numel() * polynomials.element_size()
+    num_types = polynomials.size(0)
+    fitting = budget // max(all_pairs, 1)
+    programs = min(programs, rows)
+    if fitting >= programs or num_types == 1:
+        span = -(-rows // max(1, min(programs, fitting)))
+        count = -(-rows // span)
+        slabs = polynomials.new_zeros(count, *polynomials.shape)
+        return Spans(count, span, None, graph, slabs, None)
+
+    span = -(-rows // max(1, min(programs, budget * num_types // all_pairs)))
+    order = graph.order
+    types = graph.type_i if order is None else graph.type_i[order]
+    _, by_type = types.sort(stable=True)
+    order = (by_type if order is None else order[by_type]).to(torch.int32)
+    device = polynomials.device
+    every = torch.arange(num_types, device=device)
+    counts = (graph.type_i.unsqueeze(1) == every).sum(0)
+    blocks = (counts + span - 1).div(span, rounding_mode="floor")
+    last_block = blocks.cumsum(0)
+    # One more for each type than rows alone need; those left over have no rows.
+    program = torch.arange(-(-rows // span) + num_types, device=device)
+    kind = torch.searchsorted(last_block, program, right=True).clamp(max=num_types - 1)
+    stop = counts.cumsum(0)[kind]
+    start = (stop - counts[kind]) + (program - last_block[kind] + blocks[kind]) * span
+    bounds = torch.stack([start.minimum(stop), (start + span).minimum(stop)], dim=1)
+    slabs = polynomials.new_zeros(program.size(0), *polynomials.shape[1:])
+    graph = graph._replace(order=order)
+    return Spans(program.size(0), span, bounds.contiguous(), graph, slabs, kind)
