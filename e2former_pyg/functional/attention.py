@@ -94,8 +94,9 @@ def equivariant_attention(
         dropout (float, optional): Probability with which :math:`\alpha_{ijh}` is set to zero;
             needs a :obj:`seed`. (default: :obj:`0.0`)
         seed (torch.Tensor, optional): Scalar int64 seed of the dropout mask.
-        backend (str, optional): ``"auto"``, ``"torch"`` or ``"triton"``.
-            (default: :obj:`"auto"`)
+        backend (str, optional): ``"torch"``, ``"triton"`` (fused kernels, for orders up to 4 and
+            degrees up to 6) or ``"auto"``, which takes the kernels for CUDA tensors where they
+            support the call. (default: :obj:`"auto"`)
 
     Shapes:
         - **q:** :math:`(N_t, H, D)`, **k:** :math:`(N_s, H, D)`

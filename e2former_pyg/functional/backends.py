@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 
 from torch import Tensor
 
@@ -14,11 +14,19 @@ from .paths import Coupling
 # What the kernels were written and tested for; the PyTorch backend goes to degree 8.
 _MAX_ORDER = 4
 _MAX_DEGREE = 6
+_TRITON = (3, 6)  # tuples as arguments and as constants
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _lacking() -> str | None:
+    """What is wrong with the installed Triton."""
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return "the package triton is not installed"
+    if tuple(int(part) for part in found.split(".")[:2]) < _TRITON:
+        return f"triton {found} is older than {'.'.join(map(str, _TRITON))}"
+    return None
 
 
 def _interpreted() -> bool:
@@ -27,8 +35,8 @@ def _interpreted() -> bool:
 
 def _obstacle(v: Tensor, paths: Coupling, lmax: int) -> str | None:
     """Why the kernels cannot serve a call."""
-    if not _has_triton():
-        return "the package triton is not installed"
+    if _lacking() is not None:
+        return _lacking()
     if not v.is_cuda and not _interpreted():
         return f"tensors are on {v.device.type!r}, kernels need a CUDA device"
     if max(paths.orders) > _MAX_ORDER:

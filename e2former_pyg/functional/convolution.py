@@ -65,8 +65,9 @@ def equivariant_convolution(
         batch (torch.Tensor, optional): The graph of each target, needed for several strains.
         edge_bias (torch.Tensor, optional): Added to the radial functions, in the order of the
             edge list.
-        backend (str, optional): ``"auto"``, ``"torch"`` or ``"triton"``.
-            (default: :obj:`"auto"`)
+        backend (str, optional): ``"torch"``, ``"triton"`` (fused kernels, for orders up to 4 and
+            degrees up to 6) or ``"auto"``, which takes the kernels for CUDA tensors where they
+            support the call. (default: :obj:`"auto"`)
 
     Shapes:
         - **v:** :math:`(N_s, (l_\mathrm{in}+1)^2, C)`
