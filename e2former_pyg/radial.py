@@ -27,15 +27,24 @@ _BASIS = (
 )
 
 
+# The outer functions are for the compiler, which looks past a decorator through a cache.
 @torch.compiler.assume_constant_result
-@cache
 def _basis(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _cached_basis(dtype, device)
+
+
+@cache
+def _cached_basis(dtype: torch.dtype, device: torch.device) -> Tensor:
     return build_constant(lambda: torch.tensor(_BASIS, dtype=dtype, device=device).t())
 
 
 @torch.compiler.assume_constant_result
-@cache
 def _element_list(elements: tuple[int, ...], device: torch.device) -> Tensor:
+    return _cached_element_list(elements, device)
+
+
+@cache
+def _cached_element_list(elements: tuple[int, ...], device: torch.device) -> Tensor:
     return build_constant(lambda: torch.tensor(elements, device=device))
 
 

@@ -144,7 +144,7 @@ def equivariant_attention(
         dropout,
     )
     strain = node_strain(strain, batch, neighborhood.num_targets, target_pos.dtype)
-    if takes_triton(backend, v, spec.coupling, lmax_u):
+    if takes_triton(backend, v, spec.coupling, lmax_u, edge_shift=edge_shift):
         from .triton_backend import path_rows
 
         return path_rows(

@@ -6,6 +6,7 @@ import os
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
 from torch import Tensor
 
 from .inputs import check_backend_name
@@ -33,7 +34,7 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _obstacle(v: Tensor, paths: Coupling, lmax: int) -> str | None:
+def _obstacle(v: Tensor, paths: Coupling, lmax: int, edge_shift: Tensor | None) -> str | None:
     """Why the kernels cannot serve a call."""
     if _lacking() is not None:
         return _lacking()
@@ -44,10 +45,14 @@ def _obstacle(v: Tensor, paths: Coupling, lmax: int) -> str | None:
     lmax = max(lmax, paths.lmax_in, paths.lmax_out)
     if lmax > _MAX_DEGREE:
         return f"lmax {lmax} is above {_MAX_DEGREE}"
+    if edge_shift is not None and edge_shift.requires_grad and torch.is_grad_enabled():
+        return "`edge_shift` asks for a gradient, which is of the size of the edges (see `strain`)"
     return None
 
 
-def takes_triton(backend: str, v: Tensor, paths: Coupling, lmax: int = 0) -> bool:
+def takes_triton(
+    backend: str, v: Tensor, paths: Coupling, lmax: int = 0, edge_shift: Tensor | None = None
+) -> bool:
     """Whether the Triton backend serves a call.
 
     Args:
@@ -55,6 +60,8 @@ def takes_triton(backend: str, v: Tensor, paths: Coupling, lmax: int = 0) -> boo
         v (torch.Tensor): The features.
         paths (Coupling): The paths of the call.
         lmax (int): Highest degree of further harmonics.
+        edge_shift (torch.Tensor, optional): Image offsets, whose gradient only the PyTorch
+            backend has.
 
     Raises:
         ValueError: If there is no such backend.
@@ -63,7 +70,7 @@ def takes_triton(backend: str, v: Tensor, paths: Coupling, lmax: int = 0) -> boo
     check_backend_name(backend)
     if backend == "torch" or (backend == "auto" and not v.is_cuda):
         return False
-    obstacle = _obstacle(v, paths, lmax)
+    obstacle = _obstacle(v, paths, lmax, edge_shift)
     if obstacle is not None and backend == "triton":
         raise RuntimeError(
             f"backend='triton' is not available: {obstacle}; use backend='auto' or 'torch'"

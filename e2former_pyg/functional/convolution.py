@@ -98,7 +98,7 @@ def equivariant_convolution(
         torch.promote_types(v.dtype, torch.float32),
     )
     strain = node_strain(strain, batch, neighborhood.num_targets, target_pos.dtype)
-    if takes_triton(backend, v, spec.coupling):
+    if takes_triton(backend, v, spec.coupling, edge_shift=edge_shift):
         from .triton_backend import path_rows
 
         return path_rows(

@@ -237,6 +237,9 @@ _CACHE: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _compress(index: Tensor, size: int) -> Tensor:
+    if torch.compiler.is_compiling():  # the operator below would fix the number of nodes
+        rows = torch.arange(size + 1, dtype=index.dtype, device=index.device)
+        return torch.searchsorted(index, rows, out_int32=True)
     return torch._convert_indices_from_coo_to_csr(index, size, out_int32=True)
 
 

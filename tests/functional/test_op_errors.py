@@ -1,5 +1,7 @@
 """Bad input gets an error that names the argument."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -97,12 +99,40 @@ def test_groups_that_do_not_divide_the_channels(case):
 
 
 @pytest.mark.parametrize("convolution", [False, True], ids=["attention", "convolution"])
-def test_backend(case):
+def test_backend(case, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert torch.equal(case.run(backend="torch"), case.run(backend="auto"))
     with pytest.raises(RuntimeError, match="'triton' is not available"):
         case.run(backend="triton")
     with pytest.raises(ValueError, match=r"`backend`.*'cuda'"):
         case.run(backend="cuda")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.parametrize("convolution", [False, True], ids=["attention", "convolution"])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"orders": (0, 5), "lmax_in": 1}, "order 5 is above 4"),
+        ({"orders": (0,), "lmax_in": 7}, "lmax 7 is above 6"),
+        ({"orders": (0,), "lmax_in": 1, "lmax": 7}, "lmax 7 is above 6"),
+    ],
+    ids=["order", "lmax_in", "lmax"],
+)
+def test_degrees_that_kernels_lack(reference, monkeypatch, convolution, options, message):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    case = reference.make_case(convolution=convolution, **options)
+    with pytest.raises(RuntimeError, match=f"'triton' is not available: {message}"):
+        case.run(backend="triton")
+    assert case.run(backend="auto").any()
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_directional_degree_that_kernels_lack(reference, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    case = reference.make_case(directional=7)
+    with pytest.raises(RuntimeError, match="'triton' is not available: lmax 7 is above 6"):
+        case.run(backend="triton")
 
 
 @pytest.mark.parametrize("convolution", [False])

@@ -53,7 +53,8 @@ def test_accepted_options_of_message_passing(kind, make_layer):
         make_layer(kind, **options)
 
 
-def test_triton_says_why(kind, make_layer, make_graph):
+def test_triton_says_why(kind, make_layer, make_graph, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     layer = make_layer(kind, backend="triton")
     with pytest.raises(RuntimeError, match="'triton' is not available"):
         layer(**make_graph().arguments())
