@@ -62,9 +62,8 @@ def put_polynomials(slab, base, e, functions_bar, TILE: tl.constexpr, S: tl.cons
     summed first, so that no two write to one place; the barrier orders what different threads
     write there in turn.
     """
-    WIDTH: tl.constexpr = 4 * triton.next_power_of_2(S.functions)
     flat = spline.polynomials_vjp(functions_bar, e.t, S.functions)
-    inner = tl.arange(0, WIDTH)
+    inner = spline.columns(S.functions)
     place = tl.arange(0, TILE)
     # Written so that the block seems to depend on the values (what is not a number goes to block
     # 0): the compiler would else compute the geometry anew in the layout that the product wants.
@@ -75,8 +74,8 @@ def put_polynomials(slab, base, e, functions_bar, TILE: tl.constexpr, S: tl.cons
     earlier = tl.max((same & (place[None, :] < place[:, None])).to(tl.int32), axis=1)
     # Zeros and ones are exact in TF32, and three products are as good as float32.
     total = tl.dot(same.to(S.dtype), flat, input_precision="tf32x3")
-    mask = ((block >= 0) & (earlier == 0))[:, None] & (inner < 4 * S.functions)[None, :]
-    where = slab + (block * (4 * S.functions))[:, None] + inner[None, :]
+    mask = ((block >= 0) & (earlier == 0))[:, None] & (inner < 4 * S.functions)
+    where = slab + (block * (4 * S.functions))[:, None] + inner
     tl.store(where, tl.load(where, mask=mask, other=0.0) + total, mask=mask)
     tl.debug_barrier()
 

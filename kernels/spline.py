@@ -26,9 +26,11 @@ def cells(distance, CUTOFF: tl.constexpr, CELLS: tl.constexpr):
 def columns(FUNCTIONS: tl.constexpr):
     """Offsets inside the block of an edge and head, ``[1, 4 F]``: function, then power.
 
-    Two dimensions, as the tiles of features have: tiles of one shape lie on threads alike.
+    Two dimensions and 16 columns at least, as tiles of features have: tiles of one shape lie on
+    threads alike, and matrix products have the size that tensor cores ask for.
     """
-    return tl.arange(0, 4 * triton.next_power_of_2(FUNCTIONS))[None, :]
+    WIDTH: tl.constexpr = 16 if FUNCTIONS <= 4 else 32
+    return tl.arange(0, WIDTH)[None, :]
 
 
 @triton.jit

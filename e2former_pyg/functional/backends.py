@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -18,9 +17,8 @@ _MAX_DEGREE = 6
 _TRITON = (3, 6)  # tuples as arguments and as constants
 
 
-@cache
 def _lacking() -> str | None:
-    """What is wrong with the installed Triton."""
+    """What is wrong with the installed Triton, which is not imported for this."""
     try:
         found = version("triton")
     except PackageNotFoundError:
@@ -30,14 +28,18 @@ def _lacking() -> str | None:
     return None
 
 
+# Found out once, where no compiler traces it.
+_LACKING = _lacking()
+
+
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _obstacle(v: Tensor, paths: Coupling, lmax: int, edge_shift: Tensor | None) -> str | None:
     """Why the kernels cannot serve a call."""
-    if _lacking() is not None:
-        return _lacking()
+    if _LACKING is not None:
+        return _LACKING
     if not v.is_cuda and not _interpreted():
         return f"tensors are on {v.device.type!r}, kernels need a CUDA device"
     if max(paths.orders) > _MAX_ORDER:
