@@ -1,12 +1,19 @@
-"""Settings of the whole suite: GPU tests are skipped without a GPU, workers use one thread."""
+"""Settings of the whole suite: without a GPU its tests are skipped and kernels are interpreted;
+workers use one thread.
+"""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before any test module imports Triton, which reads it once.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Runs the kernels, interpreted where there is no GPU, beside their PyTorch twin."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -10,10 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-
-if not torch.cuda.is_available():
-    # Triton reads it when it is imported, which happens at the first use of a kernel.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 _LEVELS = {"value": 0, "d": 1, "dd": 2}
 
