@@ -7,16 +7,16 @@ With ``DUAL`` a pass gives the derivative of these gradients along tangents of a
 import triton
 import triton.language as tl
 
-from . import edge, jet, moments, spline
+from . import edge, jet, lanes, moments, spline
 from .operands import Graph, Operands
 
 
 @triton.jit
-def normaliser_bar(z_bar, z_bar_dot, z_dot, index, mask, S: tl.constexpr, DUAL: tl.constexpr):
+def normaliser_bar(z_bar, z_bar_dot, z_dot, index, S: tl.constexpr, DUAL: tl.constexpr):
     """Cotangent of the normaliser as a jet, and the tangent of the normaliser."""
-    bar = jet.load(z_bar, z_bar_dot, index, mask, S.dtype, DUAL)
+    bar = jet.load(z_bar, z_bar_dot, index, (), S.dtype, DUAL)
     if DUAL:
-        return bar, tl.load(z_dot + index, mask=mask, other=0.0).to(S.dtype)
+        return bar, tl.load(z_dot + index).to(S.dtype)
     else:
         return bar, bar[0] * 0.0
 
@@ -50,37 +50,6 @@ def last(a):
 
 
 @triton.jit
-def put(pointer, where, value, mask, ACCUMULATE: tl.constexpr):
-    if ACCUMULATE:
-        value += tl.load(pointer + where, mask=mask, other=0.0).to(value.dtype)
-    tl.store(pointer + where, value, mask=mask)
-
-
-@triton.jit
-def put_polynomials(slab, base, e, functions_bar, TILE: tl.constexpr, S: tl.constexpr):
-    """Adds to the program's own slab, whose first block is ``base``. Edges with the same block are
-    summed first, so that no two write to one place; the barrier orders what different threads
-    write there in turn.
-    """
-    flat = spline.polynomials_vjp(functions_bar, e.t, S.functions)
-    inner = spline.columns(S.functions)
-    place = tl.arange(0, TILE)
-    # Written so that the block seems to depend on the values (what is not a number goes to block
-    # 0): the compiler would else compute the geometry anew in the layout that the product wants.
-    block = tl.where(e.inside, e.cell - base, -1).to(tl.int32)
-    block = tl.max(tl.where(flat == flat, block[:, None], 0), axis=1)
-    across = tl.max(tl.where(place[:, None] == place[None, :], block[:, None], -1), axis=0)
-    same = block[:, None] == across[None, :]
-    earlier = tl.max((same & (place[None, :] < place[:, None])).to(tl.int32), axis=1)
-    # Zeros and ones are exact in TF32, and three products are as good as float32.
-    total = tl.dot(same.to(S.dtype), flat, input_precision="tf32x3")
-    mask = ((block >= 0) & (earlier == 0))[:, None] & (inner < 4 * S.functions)
-    where = slab + (block * (4 * S.functions))[:, None] + inner
-    tl.store(where, tl.load(where, mask=mask, other=0.0) + total, mask=mask)
-    tl.debug_barrier()
-
-
-@triton.jit
 def backward_rows_kernel(
     x: Operands,
     x_dot: Operands,
@@ -97,7 +66,6 @@ def backward_rows_kernel(
     slab_size,
     S: tl.constexpr,
     P: tl.constexpr,
-    TILE: tl.constexpr,
     DUAL: tl.constexpr,
     FIRST: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -105,120 +73,115 @@ def backward_rows_kernel(
     """Each program visits ``span`` rows, or with ``bounds`` (first, last + 1) rows of one target
     type, so that it can collect radial gradients.
     """
-    DTYPE: tl.constexpr = S.dtype
     STRIDE: tl.constexpr = S.heads * S.channels
     program = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    channel, in_head = edge.channels(head, S, P)
+    head, own = lanes.heads(S, P)
+    channel, present = lanes.channels(S.channels, P.block, P.first, S, P)
+    tile = tl.arange(0, P.tile)[:, None]
+    if S.attention:
+        dims, real = lanes.channels(S.d, P.d, 0, S, P)
     first_row = program * span
     last_row = tl.minimum(first_row + span, rows)
     if bounds is not None:
         first_row = tl.load(bounds + 2 * program)
         last_row = tl.load(bounds + 2 * program + 1)
     for n in range(first_row, last_row):
-        i, start, stop, valid = edge.row_at(graph, n)
-        point_i = edge.point(x.pos_i, x_dot.pos_i, i, valid, DUAL)
-        strain = edge.tensor9(x.strain, x_dot.strain, i, valid, DUAL)
+        i, start, stop = edge.row(graph, n)
+        point_i = edge.point(x.pos_i, x_dot.pos_i, i, DUAL)
+        strain = edge.tensor9(x.strain, x_dot.strain, i, DUAL)
         type_i = tl.load(graph.type_i + i) * graph.num_types
         where_i = i * (S.output_rows * STRIDE) + channel
         place = i * S.heads + head
         lse_i = 0.0
         z_i = ()
         z_dot_i = 0.0
-        query_bar = ()
+        query_bar = 0.0
         u_bar = ()
         if S.attention:
-            query = edge.head_vector(x.q, x_dot.q, i, head, valid, S, DUAL)
-            query_bar = moments.zeros(1, TILE, triton.next_power_of_2(S.d), DTYPE)
+            query_bar = tl.zeros([1, P.heads * P.d], S.dtype)
             lse_i = tl.load(lse + place)
-            z_i, z_dot_i = normaliser_bar(z_bar, z_bar_dot, z_dot, place, valid, S, DUAL)
+            z_i, z_dot_i = normaliser_bar(z_bar, z_bar_dot, z_dot, place, S, DUAL)
             if not FIRST:
                 z_i = jet.scale(z_i, 0.0)
             if out.u is not None:
-                u_bar = edge.vectors(S.u_rows - 1, TILE, DTYPE)
-        point_bar = edge.vectors(3, TILE, DTYPE)
+                u_bar = edge.tiles(S.u_rows - 1, S, P)
+        point_bar = edge.tiles(3, S, P)
         strain_bar = ()
         if out.strain is not None:
-            strain_bar = edge.vectors(9, TILE, DTYPE)
+            strain_bar = edge.tiles(9, S, P)
 
-        tile = tl.arange(0, TILE)
-        fetched = edge.fetch(graph, start + tile, stop, x.pos_j, x_dot.pos_j, graph.type_j, DUAL)
-        for first in tl.range(start, stop, TILE, num_stages=2):
+        for first in range(start, stop, P.tile):
             slot = first + tile
-            mask = slot < stop
-            j, point_j, type_j = fetched
-            where = (j * (S.input_rows * STRIDE))[:, None] + channel[None, :]
-            present = mask[:, None] & in_head[None, :]
-            values = moments.load_rows(x.v, where, present, STRIDE, DTYPE, P)
-            adjoint = moments.load_adjoint(grad, where_i, in_head, STRIDE, DTYPE, P)
-            dots = moments.contract(adjoint, values, TILE, P)
+            j, point_j, type_j = edge.fetch(
+                graph, slot, stop, x.pos_j, x_dot.pos_j, graph.type_j, DUAL
+            )
+            where = j * (S.input_rows * STRIDE) + channel
+            dots, dots_dot = moments.contract(x.v, x_dot.v, grad, where, where_i, present, S, P)
             if DUAL:
-                dots_dot = edge.vectors(len(dots), TILE, DTYPE)
-                if x_dot.v is not None:
-                    values = moments.load_rows(x_dot.v, where, present, STRIDE, DTYPE, P)
-                    dots_dot = moments.contract(adjoint, values, TILE, P)
                 bar = moments_bar(dots, dots_dot, z_dot_i, S)
             else:
                 bar = singles(dots)
-            if S.attention:
-                key = edge.head_vectors(x.k, x_dot.k, j, head, mask, S, DUAL)
-            fetched = edge.fetch(graph, slot + TILE, stop, x.pos_j, x_dot.pos_j, graph.type_j, DUAL)
-            edge_id = edge.identity(graph.edge, slot, mask)
+            edge_id = edge.identity(graph.edge, slot, stop)
             e = edge.evaluate(
-                edge.separation(point_i, point_j, graph.shift, edge_id, mask),
+                edge.separation(point_i, point_j, graph.shift, edge_id),
                 strain,
                 type_i + type_j,
-                mask,
+                slot < stop,
                 head,
+                own,
                 x.polynomials,
                 x_dot.polynomials,
                 S,
                 True,
             )
             if S.attention:
-                kappa = edge.inner(query, key, S)
+                where_q = lanes.anew(place * S.d, j)
+                kappa = edge.inner(x, x_dot, where_q, (j * S.heads + head) * S.d, S, DUAL)
             else:
                 kappa = ()
-            w = edge.weights(e, kappa, x, x_dot, graph, lse_i, i, edge_id, head, valid, mask, S)
+            w = edge.weights(e, kappa, x, x_dot, graph, lse_i, i, edge_id, head, S)
 
-            g = edge.vjp(e, w, bar, z_i, x, x_dot, graph, i, edge_id, head, valid, S, P)
+            g = edge.vjp(e, w, bar, z_i, x, x_dot, graph, i, edge_id, head, S, P)
 
             point_bar = edge.added(point_bar, g.difference)
             if out.strain is not None:
                 strain_bar = edge.added(strain_bar, g.strain)
             if S.attention:
-                product = jet.mul(jet.expand(g.kappa), key)
-                query_bar = (query_bar[0] + last(product),)
+                query_bar = edge.added_rows(
+                    query_bar, g.kappa, x.k, x_dot.k, graph, first, stop, dims, real, S, P
+                )
                 if out.u is not None:
                     u_bar = edge.added_products(u_bar, g.kappa, e.harmonics)
             if out.bias is not None:
+                kept = lanes.both(slot < stop, own)
                 if S.attention:
-                    put(out.bias, edge_id * S.heads + head, last(g.bias), mask, ACCUMULATE)
+                    lanes.put(out.bias + edge_id * S.heads + head, last(g.bias), kept, ACCUMULATE)
                 else:
                     for m in tl.static_range(S.functions):
                         at = (edge_id * S.functions + m) * S.heads + head
-                        put(out.bias, at, last(g.bias[m]), mask, ACCUMULATE)
+                        lanes.put(out.bias + at, last(g.bias[m]), kept, ACCUMULATE)
             if out.polynomials is not None:
-                base = i * 0
+                block = e.cell
                 if bounds is not None:
-                    base = type_i * (S.cells * S.heads)
+                    block -= type_i * S.cells
+                block = tl.broadcast_to(block, (P.tile, P.heads))
+                t = edge.whole(e.t, P)
                 slab = out.polynomials + program * slab_size
-                put_polynomials(slab, base, e, g.functions, TILE, S)
+                spline.add_to_slab(slab, block, g.functions, t, P.functions, S, P)
 
+        group = i * tl.num_programs(1) + tl.program_id(1)
         for axis in tl.static_range(3):
-            put(out.pos_i, place * 3 + axis, tl.sum(point_bar[axis], axis=0), valid, ACCUMULATE)
+            lanes.put(out.pos_i + group * 3 + axis, tl.sum(point_bar[axis]), (), ACCUMULATE)
         if out.strain is not None:
             for m in tl.static_range(9):
-                total = tl.sum(strain_bar[m], axis=0)
-                put(out.strain, place * 9 + m, total, valid, ACCUMULATE)
+                lanes.put(out.strain + group * 9 + m, tl.sum(strain_bar[m]), (), ACCUMULATE)
         if S.attention:
-            d = tl.arange(0, triton.next_power_of_2(S.d))
-            total = tl.sum(query_bar[0], axis=0) * (S.d**-0.5)
-            put(out.q, place * S.d + d, total, d < S.d, ACCUMULATE)
+            at = out.q + i * (S.heads * S.d) + dims
+            lanes.put(at, query_bar * (S.d**-0.5), real, ACCUMULATE)
             if out.u is not None:
                 for m in tl.static_range(1, S.u_rows):
-                    at = (i * S.u_rows + m) * S.heads + head
-                    put(out.u, at, tl.sum(u_bar[m - 1], axis=0), valid, ACCUMULATE)
+                    at = out.u + (i * S.u_rows + m) * S.heads + head
+                    lanes.put(at, tl.sum(u_bar[m - 1], axis=0, keep_dims=True), own, ACCUMULATE)
 
 
 @triton.jit
@@ -238,54 +201,43 @@ def backward_columns_kernel(
     FIRST: tl.constexpr,
     ACCUMULATE: tl.constexpr,
 ):
-    """One program per source and head; ``graph`` is transposed."""
-    DTYPE: tl.constexpr = S.dtype
+    """One program per source and group of heads; ``graph`` is transposed."""
     STRIDE: tl.constexpr = S.heads * S.channels
-    TILE: tl.constexpr = P.column_tile
-    BLOCK: tl.constexpr = P.block
-    j, start, stop, valid = edge.row(graph)
-    head = tl.program_id(1)
-    channel, in_head = edge.channels(head, S, P)
-    point_j = edge.point(x.pos_j, x_dot.pos_j, j, valid, DUAL)
+    j, start, stop = edge.row(graph, tl.program_id(0).to(tl.int64))
+    head, own = lanes.heads(S, P)
+    channel, present = lanes.channels(S.channels, P.block, P.first, S, P)
+    point_j = edge.point(x.pos_j, x_dot.pos_j, j, DUAL)
     type_j = tl.load(graph.type_j + j)
     where_j = j * (S.input_rows * STRIDE) + channel
-    value = moments.load_rows(x.v, where_j, in_head, STRIDE, DTYPE, P)
-    value_dot = ()
-    if DUAL:
-        if x_dot.v is not None:
-            value_dot = moments.load_rows(x_dot.v, where_j, in_head, STRIDE, DTYPE, P)
-    key_bar = ()
     if S.attention:
-        key = edge.head_vector(x.k, x_dot.k, j, head, valid, S, DUAL)
-        key_bar = moments.zeros(1, TILE, triton.next_power_of_2(S.d), DTYPE)
-    point_bar = edge.vectors(3, TILE, DTYPE)
-    value_bar = moments.zeros(len(P.pairs[0]), TILE, BLOCK, DTYPE)
+        dims, real = lanes.channels(S.d, P.d, 0, S, P)
+        key_bar = tl.zeros([1, P.heads * P.d], S.dtype)
+    point_bar = edge.tiles(3, S, P)
+    value_bar = moments.zeros(len(P.pairs[0]), P.heads * P.block, S.dtype)
 
-    tile = tl.arange(0, TILE)
-    fetched = edge.fetch(graph, start + tile, stop, x.pos_i, x_dot.pos_i, graph.type_i, DUAL)
-    for first in tl.range(start, stop, TILE, num_stages=2):
+    tile = tl.arange(0, P.tile)[:, None]
+    for first in range(start, stop, P.tile):
         slot = first + tile
-        mask = slot < stop
-        i, point_i, type_i = fetched
-        fetched = edge.fetch(graph, slot + TILE, stop, x.pos_i, x_dot.pos_i, graph.type_i, DUAL)
-        edge_id = edge.identity(graph.edge, slot, mask)
+        i, point_i, type_i = edge.fetch(graph, slot, stop, x.pos_i, x_dot.pos_i, graph.type_i, DUAL)
+        edge_id = edge.identity(graph.edge, slot, stop)
         e = edge.evaluate(
-            edge.separation(point_i, point_j, graph.shift, edge_id, mask),
-            edge.tensor9(x.strain, x_dot.strain, i, mask, DUAL),
+            edge.separation(point_i, point_j, graph.shift, edge_id),
+            edge.tensor9(x.strain, x_dot.strain, i, DUAL),
             type_i * graph.num_types + type_j,
-            mask,
+            slot < stop,
             head,
+            own,
             x.polynomials,
             x_dot.polynomials,
             S,
             True,
         )
-        place = i * S.heads + head
         if S.attention:
-            query = edge.head_vectors(x.q, x_dot.q, i, head, mask, S, DUAL)
-            kappa = edge.inner(key, query, S)
-            lse_i = tl.load(lse + place, mask=mask, other=0.0)
-            z_i, z_dot_i = normaliser_bar(z_bar, z_bar_dot, z_dot, place, mask, S, DUAL)
+            place = i * S.heads + head
+            where_k = lanes.anew((j * S.heads + head) * S.d, i)
+            kappa = edge.inner(x, x_dot, place * S.d, where_k, S, DUAL)
+            lse_i = tl.load(lse + place)
+            z_i, z_dot_i = normaliser_bar(z_bar, z_bar_dot, z_dot, place, S, DUAL)
             if not FIRST:
                 z_i = jet.scale(z_i, 0.0)
         else:
@@ -293,42 +245,51 @@ def backward_columns_kernel(
             lse_i = 0.0
             z_i = ()
             z_dot_i = 0.0
-        w = edge.weights(e, kappa, x, x_dot, graph, lse_i, i, edge_id, head, mask, mask, S)
+        w = edge.weights(e, kappa, x, x_dot, graph, lse_i, i, edge_id, head, S)
 
-        coefficients = edge.spread(w.weight, w.radial, e.harmonics, P)
+        products = edge.spread(w.weight, w.radial, e.harmonics, P)
         if DUAL:
             factors = ()
-            for m in tl.static_range(len(coefficients)):
+            for m in tl.static_range(len(products)):
                 if S.attention:
-                    factor = coefficients[m][1] - z_dot_i * coefficients[m][0]
-                    factors = factors + (factor,)
+                    factors = factors + (products[m][1] - z_dot_i * products[m][0],)
                 else:
-                    factors = factors + (coefficients[m][1],)
+                    factors = factors + (products[m][1],)
         else:
-            factors = edge.parts(coefficients, 0)
-        where = (i * (S.output_rows * STRIDE))[:, None] + channel[None, :]
-        present = mask[:, None] & in_head[None, :]
+            factors = edge.parts(products, 0)
         value_bar, dots, dots_dot = moments.scatter(
-            value_bar, factors, value, value_dot, grad, where, present, STRIDE, TILE, P
+            value_bar,
+            factors,
+            x.v,
+            x_dot.v,
+            where_j,
+            grad,
+            graph,
+            first,
+            stop,
+            channel,
+            present,
+            S,
+            P,
         )
         if DUAL:
             bar = moments_bar(dots, dots_dot, z_dot_i, S)
         else:
             bar = singles(dots)
-        g = edge.vjp(e, w, bar, z_i, x, x_dot, graph, i, edge_id, head, mask, S, P)
+        g = edge.vjp(e, w, bar, z_i, x, x_dot, graph, i, edge_id, head, S, P)
 
         point_bar = edge.added(point_bar, g.difference)
         if S.attention:
-            product = jet.mul(jet.expand(g.kappa), query)
-            key_bar = (key_bar[0] + last(product),)
+            key_bar = edge.added_rows(
+                key_bar, g.kappa, x.q, x_dot.q, graph, first, stop, dims, real, S, P
+            )
 
-    place = j * S.heads + head
+    group = j * tl.num_programs(1) + tl.program_id(1)
     for axis in tl.static_range(3):
-        put(out.pos_j, place * 3 + axis, -tl.sum(point_bar[axis], axis=0), valid, ACCUMULATE)
+        lanes.put(out.pos_j + group * 3 + axis, -tl.sum(point_bar[axis]), (), ACCUMULATE)
     if S.attention:
-        d = tl.arange(0, triton.next_power_of_2(S.d))
-        total = tl.sum(key_bar[0], axis=0) * (S.d**-0.5)
-        put(out.k, place * S.d + d, total, d < S.d, ACCUMULATE)
+        at = out.k + j * (S.heads * S.d) + dims
+        lanes.put(at, key_bar * (S.d**-0.5), real, ACCUMULATE)
     for row in tl.static_range(len(P.pairs[0])):
-        at = where_j + P.pairs[0][row] * STRIDE
-        put(out.v, at, tl.sum(value_bar[row], axis=0), in_head, ACCUMULATE)
+        at = out.v + where_j + P.pairs[0][row] * STRIDE
+        lanes.put(at, value_bar[row], present, ACCUMULATE)

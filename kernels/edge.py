@@ -1,5 +1,5 @@
-"""What all passes compute for a tile of edges and one head: geometry, radial functions, scores and
-weights; and the gradient of all that. Everything is a jet (see ``jet``).
+"""What all passes compute for a tile of edges and heads: geometry ``[T, 1]``, radial functions,
+scores and weights ``[T, H]``; and the gradient of all that. Everything is a jet (see ``jet``).
 """
 
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from . import geometry, jet, spline
+from . import geometry, jet, lanes, spline
 
 
 class Edge(NamedTuple):
@@ -21,7 +21,7 @@ class Edge(NamedTuple):
     envelope: Any
     envelope_slope: Any
     harmonics: Any  # a jet for each row
-    cell: Any  # offset of the edge's block of polynomials, in blocks
+    cell: Any  # of polynomials, counted over pairs of elements
     t: Any  # place in the cell
     functions: Any  # a jet for each radial function of the head
     slopes: Any  # their derivatives with respect to r
@@ -48,97 +48,117 @@ class Gradient(NamedTuple):
 
 
 @triton.jit
-def point(pointer, tangent, index, mask, DUAL: tl.constexpr):
+def point(pointer, tangent, index, DUAL: tl.constexpr):
     """A position, three jets in its own dtype."""
     DTYPE: tl.constexpr = pointer.dtype.element_ty
     return (
-        jet.load(pointer, tangent, index * 3, mask, DTYPE, DUAL),
-        jet.load(pointer, tangent, index * 3 + 1, mask, DTYPE, DUAL),
-        jet.load(pointer, tangent, index * 3 + 2, mask, DTYPE, DUAL),
+        jet.load(pointer, tangent, index * 3, (), DTYPE, DUAL),
+        jet.load(pointer, tangent, index * 3 + 1, (), DTYPE, DUAL),
+        jet.load(pointer, tangent, index * 3 + 2, (), DTYPE, DUAL),
     )
 
 
 @triton.jit
-def tensor9(pointer, tangent, index, mask, DUAL: tl.constexpr):
+def tensor9(pointer, tangent, index, DUAL: tl.constexpr):
     """A strain, nine jets; () where there is none."""
     entries = ()
     if pointer is not None:
         DTYPE: tl.constexpr = pointer.dtype.element_ty
         for n in tl.static_range(9):
-            entries = entries + (jet.load(pointer, tangent, index * 9 + n, mask, DTYPE, DUAL),)
+            entries = entries + (jet.load(pointer, tangent, index * 9 + n, (), DTYPE, DUAL),)
     return entries
 
 
 @triton.jit
-def row(graph):
-    """The row of a program, its first slot and the one after its last, and ``True``."""
-    return row_at(graph, tl.program_id(0).to(tl.int64))
-
-
-@triton.jit
-def row_at(graph, index):
+def row(graph, index):
+    """The row visited at a place, its first slot and the one after its last."""
     if graph.order is not None:
         index = tl.load(graph.order + index).to(tl.int64)
-    return index, tl.load(graph.rowptr + index), tl.load(graph.rowptr + index + 1), index >= 0
+    return index, tl.load(graph.rowptr + index), tl.load(graph.rowptr + index + 1)
 
 
 @triton.jit
-def channels(head, S: tl.constexpr, P: tl.constexpr):
-    """The channels of a program, and which of them belong to its head."""
-    channel = P.first + tl.arange(0, P.block)
-    # Vectors of four also of short types, so that a tile lies on threads as in float32.
-    return tl.max_contiguous(channel + head * S.channels, 4), channel < S.channels
+def four(x, x_dot, where, n: tl.constexpr, S: tl.constexpr, DUAL: tl.constexpr):
+    """Entries ``n`` to ``n + 3`` of the queries or keys at each place, ``[T, H, 4]``: each lane
+    reads those of its own edge and head.
+    """
+    entry = n + tl.arange(0, 4)[None, None, :]
+    mask = ()
+    if n + 4 > S.d:
+        mask = (entry < S.d,)
+    return jet.load(x, x_dot, where[:, :, None] + entry, mask, S.dtype, DUAL)
 
 
 @triton.jit
-def head_vector(x, x_dot, index, head, mask, S: tl.constexpr, DUAL: tl.constexpr):
-    """Query or key of one node, ``[D]``."""
-    d = tl.arange(0, triton.next_power_of_2(S.d))
-    where = (index * S.heads + head) * S.d + d
-    return jet.load(x, x_dot, where, mask & (d < S.d), S.dtype, DUAL)
-
-
-@triton.jit
-def head_vectors(x, x_dot, index, head, mask, S: tl.constexpr, DUAL: tl.constexpr):
-    """Queries or keys of a tile of nodes, ``[T, D]``."""
-    d = tl.arange(0, triton.next_power_of_2(S.d))
-    where = ((index * S.heads + head) * S.d)[:, None] + d[None, :]
-    return jet.load(x, x_dot, where, mask[:, None] & (d < S.d)[None, :], S.dtype, DUAL)
-
-
-@triton.jit
-def inner(one, many, S: tl.constexpr):
-    """Scaled inner products ``[T]`` of one vector ``[D]`` with each of ``[T, D]``."""
+def inner(x, x_dot, where_q, where_k, S: tl.constexpr, DUAL: tl.constexpr):
+    """Scaled inner products ``[T, H]`` of queries and keys."""
     SCALE: tl.constexpr = S.d**-0.5
-    value = tl.sum(one[0][None, :] * many[0], axis=1) * SCALE
-    if len(one) == 2:
-        slope = one[0][None, :] * many[1] + one[1][None, :] * many[0]
-        return (value, tl.sum(slope, axis=1) * SCALE)
+    value = 0.0
+    slope = 0.0
+    for n in tl.static_range(0, S.d, 4):
+        q = four(x.q, x_dot.q, where_q, n, S, DUAL)
+        k = four(x.k, x_dot.k, where_k, n, S, DUAL)
+        product = jet.mul(q, k)
+        value += tl.sum(product[0], axis=2)
+        if DUAL:
+            slope += tl.sum(product[1], axis=2)
+    if DUAL:
+        return (value * SCALE, slope * SCALE)
     else:
-        return (value,)
+        return (value * SCALE,)
+
+
+@triton.jit
+def added_rows(total, factor, x, x_dot, graph, first, stop, dims, mask, S, P: tl.constexpr):
+    """Adds, summed over a tile, the value or, of dual jets, the tangent of ``factor`` times the
+    queries or keys of neighbours, ``[1, H D]``.
+    """
+    DUAL: tl.constexpr = len(factor) == 2
+    for n in range(P.tile):
+        where = neighbor(graph, first + n, stop) * (S.heads * S.d) + dims
+        rows = jet.load(x, x_dot, where, mask, S.dtype, DUAL)
+        factors = lanes.wide_rows(factor, n, P.d)
+        if DUAL:
+            total += factors[0] * rows[1] + factors[1] * rows[0]
+        else:
+            total += factors[0] * rows[0]
+    return total
+
+
+@triton.jit
+def neighbor(graph, slot, stop):
+    """The neighbour at a slot or, past the end of the row, at the last: what is read there counts
+    for nothing, but is not something that the row has nothing to do with.
+    """
+    return tl.load(graph.col + tl.minimum(slot, stop - 1)).to(tl.int64)
 
 
 @triton.jit
 def fetch(graph, slot, stop, pos, pos_dot, types, DUAL: tl.constexpr):
-    """The neighbours at a tile of slots: index, position and element type. Passes fetch one tile
-    ahead, so that these loads do not wait for one another.
+    """The neighbours at a tile of slots ``[T, 1]``: index, position and element type. Passes fetch
+    one tile ahead, so that these loads do not wait for one another.
     """
-    mask = slot < stop
-    index = tl.load(graph.col + slot, mask=mask, other=0).to(tl.int64)
-    return (
-        index,
-        point(pos, pos_dot, index, mask, DUAL),
-        tl.load(types + index, mask=mask, other=0),
-    )
+    index = neighbor(graph, slot, stop)
+    return index, point(pos, pos_dot, index, DUAL), tl.load(types + index)
 
 
 @triton.jit
-def identity(edge, slot, mask):
+def identity(edge, slot, stop):
     """The place of each slot's edge in the caller's list."""
+    slot = tl.minimum(slot, stop - 1)
     if edge is not None:
-        return tl.load(edge + slot, mask=mask, other=0).to(tl.int64)
+        return tl.load(edge + slot).to(tl.int64)
     else:
         return slot.to(tl.int64)
+
+
+@triton.jit
+def whole(a, P: tl.constexpr):
+    """A jet ``[T, 1]`` as ``[T, H]``."""
+    out = ()
+    for n in tl.static_range(len(a)):
+        out = out + (tl.broadcast_to(a[n], (P.tile, P.heads)),)
+    return out
 
 
 @triton.jit
@@ -160,10 +180,10 @@ def parts(jets, n: tl.constexpr):
 
 
 @triton.jit
-def vectors(COUNT: tl.constexpr, TILE: tl.constexpr, DTYPE: tl.constexpr):
+def tiles(COUNT: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
     out = ()
     for _ in tl.static_range(COUNT):
-        out = out + (tl.zeros([TILE], DTYPE),)
+        out = out + (tl.zeros([P.tile, P.heads], S.dtype),)
     return out
 
 
@@ -192,15 +212,15 @@ def subtract(a, b):
 
 
 @triton.jit
-def separation(point_i, point_j, shift, edge, mask):
+def separation(point_i, point_j, shift, edge):
     """``x_i - x_j - s_ij``: three jets in the dtype of the positions."""
     x = subtract(point_i[0], point_j[0])
     y = subtract(point_i[1], point_j[1])
     z = subtract(point_i[2], point_j[2])
     if shift is not None:
-        x = jet.add(x, jet.constant(-tl.load(shift + edge * 3, mask=mask, other=0.0), x))
-        y = jet.add(y, jet.constant(-tl.load(shift + edge * 3 + 1, mask=mask, other=0.0), y))
-        z = jet.add(z, jet.constant(-tl.load(shift + edge * 3 + 2, mask=mask, other=0.0), z))
+        x = jet.add(x, jet.constant(-tl.load(shift + edge * 3), x))
+        y = jet.add(y, jet.constant(-tl.load(shift + edge * 3 + 1), y))
+        z = jet.add(z, jet.constant(-tl.load(shift + edge * 3 + 2), z))
     return (x, y, z)
 
 
@@ -227,26 +247,30 @@ def evaluate(
     difference,
     strain,
     pair,
-    mask,
+    present,
     head,
+    own,
     polynomials,
     polynomials_dot,
     S: tl.constexpr,
     SLOPES: tl.constexpr,
 ):
-    """Geometry and radial functions of a tile of edges between elements ``pair``."""
+    """Geometry and radial functions of a tile of edges between elements ``pair``; ``present``: not
+    past the end of the row, ``own``: heads of the program.
+    """
     DTYPE: tl.constexpr = S.dtype
     distance, inverse, unit = geometry.direction(cast3(strained(difference, strain), DTYPE))
-    inside = mask & (distance[0] < S.cutoff)
+    inside = present & (distance[0] < S.cutoff)
+    if len(own) > 0:
+        inside = inside & own[0]
     envelope, envelope_slope = geometry.envelope(distance, S.cutoff)
     harmonics = geometry.harmonics(unit, S)
     cell, t = spline.cells(distance, S.cutoff, S.cells)
-    block = (pair * S.cells + cell) * S.heads + head
+    cell = pair * S.cells + cell
     functions, slopes = spline.evaluate(
         polynomials,
         polynomials_dot,
-        block * (S.functions * 4),
-        inside,
+        (cell * S.heads + head) * (S.functions * 4),
         t,
         S.functions,
         SLOPES,
@@ -262,7 +286,7 @@ def evaluate(
         jet.scale(envelope, inside.to(DTYPE)),
         jet.scale(envelope_slope, inside.to(DTYPE)),
         harmonics,
-        block,
+        cell,
         t,
         functions,
         slopes,
@@ -270,45 +294,36 @@ def evaluate(
 
 
 @triton.jit
-def directional(kappa, harmonics, u, u_dot, index, head, mask, S: tl.constexpr):
+def directional(kappa, harmonics, u, u_dot, index, head, S: tl.constexpr):
     """Adds ``sum Y_lm u_lm`` to the product of query and key; row 0 has no direction."""
     DUAL: tl.constexpr = len(kappa) == 2
     if u is not None:
         for row in tl.static_range(1, S.u_rows):
             where = (index * S.u_rows + row) * S.heads + head
-            entry = jet.load(u, u_dot, where, mask, kappa[0].dtype, DUAL)
+            entry = jet.load(u, u_dot, where, (), kappa[0].dtype, DUAL)
             kappa = jet.add(kappa, jet.mul(entry, harmonics[row]))
     return kappa
 
 
 @triton.jit
-def logit(functions, kappa, bias, bias_dot, edge, head, mask, S: tl.constexpr):
+def logit(functions, kappa, bias, bias_dot, edge, head, S: tl.constexpr):
     """``g1 kappa + g0 (+ bias)``."""
     s = jet.add(jet.mul(functions[0], kappa), functions[1])
     if bias is not None:
         DUAL: tl.constexpr = len(kappa) == 2
-        s = jet.add(s, jet.load(bias, bias_dot, edge * S.heads + head, mask, S.dtype, DUAL))
+        s = jet.add(s, jet.load(bias, bias_dot, edge * S.heads + head, (), S.dtype, DUAL))
     return s
 
 
 @triton.jit
-def exponential(s, lse, inside):
-    """``exp(s - lse)``, zero beyond the cutoff. The log-sum-exp is held fixed: what it contributes
-    to derivatives is added for each node, not for each edge.
-    """
-    value = tl.exp(tl.where(inside, s[0] - lse, float("-inf")))
-    return jet.chain(value, value, s)
-
-
-@triton.jit
-def biased(functions, bias, bias_dot, edge, head, mask, S: tl.constexpr):
+def biased(functions, bias, bias_dot, edge, head, S: tl.constexpr):
     """Radial functions of the convolution plus the bias of the edge."""
     DUAL: tl.constexpr = len(functions[0]) == 2
     if bias is not None:
         total = ()
         for n in tl.static_range(len(functions)):
             where = (edge * S.functions + n) * S.heads + head
-            entry = jet.load(bias, bias_dot, where, mask, S.dtype, DUAL)
+            entry = jet.load(bias, bias_dot, where, (), S.dtype, DUAL)
             total = total + (jet.add(functions[n], entry),)
         return total
     else:
@@ -338,15 +353,17 @@ def softmax(s, lse, e, seed, edge, head, S: tl.constexpr):
 
 
 @triton.jit
-def weights(e, kappa, x, x_dot, graph, lse, i, edge, head, valid, mask, S: tl.constexpr):
-    """The weights of a tile; ``kappa`` is the product of query and key, ``valid`` masks ``i``."""
+def weights(e, kappa, x, x_dot, graph, lse, i, edge, head, S: tl.constexpr):
+    """The weights of a tile; ``kappa`` is the product of query and key. ``i`` and ``edge`` are
+    ``[1, 1]`` or ``[T, 1]``, ``head`` is ``[1, H]``.
+    """
     if S.attention:
-        kappa = directional(kappa, e.harmonics, x.u, x_dot.u, i, head, valid, S)
-        s = logit(e.functions, kappa, x.bias, x_dot.bias, edge, head, mask, S)
+        kappa = directional(kappa, e.harmonics, x.u, x_dot.u, i, head, S)
+        s = logit(e.functions, kappa, x.bias, x_dot.bias, edge, head, S)
         exponential, alpha, weight = softmax(s, lse, e, graph.seed, edge, head, S)
         return Weights(kappa, exponential, alpha, weight, after(e.functions, 2))
     else:
-        values = biased(e.functions, x.bias, x_dot.bias, edge, head, mask, S)
+        values = biased(e.functions, x.bias, x_dot.bias, edge, head, S)
         return Weights((), (), e.envelope, e.envelope, values)
 
 
@@ -412,7 +429,7 @@ def geometry_vjp(e, envelope_bar, functions_bar, rows_bar, S: tl.constexpr):
 
 
 @triton.jit
-def with_direction(rows_bar, kappa_bar, u, u_dot, i, head, valid, S: tl.constexpr):
+def with_direction(rows_bar, kappa_bar, u, u_dot, i, head, S: tl.constexpr):
     """Adds what the directional term gives to the cotangents of the harmonics."""
     if u is None:
         return rows_bar
@@ -423,7 +440,7 @@ def with_direction(rows_bar, kappa_bar, u, u_dot, i, head, valid, S: tl.constexp
             entry = rows_bar[row]
             if row < S.u_rows:
                 where = (i * S.u_rows + row) * S.heads + head
-                part = jet.mul(kappa_bar, jet.load(u, u_dot, where, valid, S.dtype, DUAL))
+                part = jet.mul(kappa_bar, jet.load(u, u_dot, where, (), S.dtype, DUAL))
                 if len(entry) > 0:
                     entry = jet.add(entry, part)
                 else:
@@ -433,9 +450,7 @@ def with_direction(rows_bar, kappa_bar, u, u_dot, i, head, valid, S: tl.constexp
 
 
 @triton.jit
-def vjp(
-    e, w, moment_bar, z_bar, x, x_dot, graph, i, edge, head, valid, S: tl.constexpr, P: tl.constexpr
-):
+def vjp(e, w, moment_bar, z_bar, x, x_dot, graph, i, edge, head, S: tl.constexpr, P: tl.constexpr):
     """The gradient of a tile, from the cotangents of its moments and of its part ``sum alpha`` of
     the normaliser.
     """
@@ -444,7 +459,7 @@ def vjp(
         alpha_bar = jet.add(dropped(weight_bar, graph.seed, edge, head, S), z_bar)
         logit_bar = jet.mul(w.alpha, alpha_bar)
         kappa_bar = jet.mul(logit_bar, e.functions[0])
-        rows_bar = with_direction(rows_bar, kappa_bar, x.u, x_dot.u, i, head, valid, S)
+        rows_bar = with_direction(rows_bar, kappa_bar, x.u, x_dot.u, i, head, S)
         functions_bar = (jet.mul(logit_bar, w.kappa), logit_bar) + values_bar
         envelope_bar = jet.mul(w.exponential, alpha_bar)
         difference, strain = geometry_vjp(e, envelope_bar, functions_bar, rows_bar, S)

@@ -1,77 +1,74 @@
-"""Path rows of attention and convolution: one program per target and head."""
+"""Path rows of attention and convolution: one program per target and group of heads."""
 
 import triton
 import triton.language as tl
 
-from . import edge, moments
+from . import edge, lanes, moments
 from .operands import Graph, Operands
 
 
 @triton.jit
 def forward_kernel(x: Operands, graph: Graph, sink, out, lse, S: tl.constexpr, P: tl.constexpr):
     """Writes path rows and, for attention, the log-sum-exp of each target and head."""
-    DTYPE: tl.constexpr = S.dtype
     STRIDE: tl.constexpr = S.heads * S.channels
-    i, start, stop, valid = edge.row(graph)
-    head = tl.program_id(1)
-    channel, in_head = edge.channels(head, S, P)
-    point_i = edge.point(x.pos_i, None, i, valid, False)
-    strain = edge.tensor9(x.strain, None, i, valid, False)
+    i, start, stop = edge.row(graph, tl.program_id(0).to(tl.int64))
+    head, own = lanes.heads(S, P)
+    channel, present = lanes.channels(S.channels, P.block, P.first, S, P)
+    point_i = edge.point(x.pos_i, None, i, False)
+    strain = edge.tensor9(x.strain, None, i, False)
     type_i = tl.load(graph.type_i + i) * graph.num_types
     if S.attention:
-        query = edge.head_vector(x.q, None, i, head, valid, S, False)
-        largest = tl.load(sink + head).to(DTYPE)
-        total = largest * 0.0 + 1.0
+        largest = tl.load(sink + head).to(S.dtype)
+        total = tl.zeros([P.tile, P.heads], S.dtype)
 
-    sums = moments.zeros(len(P.pairs[2]), P.tile, P.block, DTYPE)
-    tile = tl.arange(0, P.tile)
-    fetched = edge.fetch(graph, start + tile, stop, x.pos_j, None, graph.type_j, False)
-    for first in tl.range(start, stop, P.tile, num_stages=2):
+    sums = moments.zeros(len(P.pairs[2]), P.heads * P.block, S.dtype)
+    tile = tl.arange(0, P.tile)[:, None]
+    for first in range(start, stop, P.tile):
         slot = first + tile
-        mask = slot < stop
-        j, point_j, type_j = fetched
-        where = (j * (S.input_rows * STRIDE))[:, None] + channel[None, :]
-        present = mask[:, None] & in_head[None, :]
-        rows = moments.load_rows(x.v, where, present, STRIDE, DTYPE, P)
-        if S.attention:
-            key = edge.head_vectors(x.k, None, j, head, mask, S, False)
-        fetched = edge.fetch(graph, slot + P.tile, stop, x.pos_j, None, graph.type_j, False)
-        edge_id = edge.identity(graph.edge, slot, mask)
+        j, point_j, type_j = edge.fetch(graph, slot, stop, x.pos_j, None, graph.type_j, False)
+        edge_id = edge.identity(graph.edge, slot, stop)
         e = edge.evaluate(
-            edge.separation(point_i, point_j, graph.shift, edge_id, mask),
+            edge.separation(point_i, point_j, graph.shift, edge_id),
             strain,
             type_i + type_j,
-            mask,
+            slot < stop,
             head,
+            own,
             x.polynomials,
             None,
             S,
             False,
         )
         if S.attention:
-            kappa = edge.inner(query, key, S)
-            kappa = edge.directional(kappa, e.harmonics, x.u, None, i, head, valid, S)
-            s = edge.logit(e.functions, kappa, x.bias, None, edge_id, head, mask, S)
+            where_q = lanes.anew((i * S.heads + head) * S.d, j)
+            kappa = edge.inner(x, x, where_q, (j * S.heads + head) * S.d, S, False)
+            kappa = edge.directional(kappa, e.harmonics, x.u, None, i, head, S)
+            s = edge.logit(e.functions, kappa, x.bias, None, edge_id, head, S)
             envelope = tl.where(e.inside, e.envelope[0], 1.0)
             candidate = tl.where(e.inside, s[0] + tl.log(envelope), float("-inf"))
-            candidate = tl.max(candidate, axis=0)
+            candidate = tl.max(candidate, axis=0, keep_dims=True)
             # Sums are rescaled only when exponentials would grow large: rarely.
-            if candidate > largest + 16.0:
+            if tl.max(candidate - largest) > 16.0:
+                candidate = tl.maximum(candidate, largest)
                 factor = tl.exp(largest - candidate)
-                sums = moments.scaled(sums, factor)
+                sums = moments.scaled(sums, lanes.widen(factor, P.block))
                 total *= factor
                 largest = candidate
             _, alpha, weight = edge.softmax(s, largest, e, graph.seed, edge_id, head, S)
-            total += tl.sum(alpha[0], axis=0)
+            total += alpha[0]
             values = edge.after(e.functions, 2)
         else:
             weight = e.envelope
-            values = edge.biased(e.functions, x.bias, None, edge_id, head, mask, S)
+            values = edge.biased(e.functions, x.bias, None, edge_id, head, S)
         coefficients = edge.parts(edge.spread(weight, values, e.harmonics, P), 0)
-        sums = moments.accumulate(sums, coefficients, rows, P)
+        sums = moments.accumulate(
+            sums, coefficients, x.v, graph, first, stop, channel, present, S, P
+        )
 
     if S.attention:
-        sums = moments.scaled(sums, 1.0 / total)
-        tl.store(lse + i * S.heads + head, largest + tl.log(total))
+        sink_part = tl.exp(tl.load(sink + head).to(S.dtype) - largest)
+        normaliser = tl.sum(total, axis=0, keep_dims=True) + sink_part
+        sums = moments.scaled(sums, lanes.widen(1.0 / normaliser, P.block))
+        lanes.put(lse + i * S.heads + head, largest + tl.log(normaliser), own, False)
     where = i * (S.output_rows * STRIDE) + channel
-    moments.store_coupled(sums, out, where, in_head, STRIDE, None, None, P)
+    moments.store_coupled(sums, out, where, present, STRIDE, None, None, P)

@@ -7,6 +7,8 @@ gives the derivative of that gradient, which is all that second order needs.
 import triton
 import triton.language as tl
 
+from . import lanes
+
 
 @triton.jit
 def constant(value, like):
@@ -52,15 +54,6 @@ def chain(value, derivative, x):
 
 
 @triton.jit
-def expand(a):
-    """``[T]`` as ``[T, 1]``."""
-    if len(a) == 2:
-        return (a[0][:, None], a[1][:, None])
-    else:
-        return (a[0][:, None],)
-
-
-@triton.jit
 def cast(a, DTYPE: tl.constexpr):
     if len(a) == 2:
         return (a[0].to(DTYPE), a[1].to(DTYPE))
@@ -75,13 +68,22 @@ def dot3(a, b):
 
 
 @triton.jit
-def load(pointer, tangent, offset, mask, DTYPE: tl.constexpr, DUAL: tl.constexpr):
+def load(pointer, tangent, where, mask, DTYPE: tl.constexpr, DUAL: tl.constexpr):
     """A jet from memory; a missing tangent is zero."""
-    value = tl.load(pointer + offset, mask=mask, other=0.0).to(DTYPE)
+    value = lanes.load(pointer + where, mask).to(DTYPE)
     if DUAL:
         if tangent is not None:
-            return (value, tl.load(tangent + offset, mask=mask, other=0.0).to(DTYPE))
+            return (value, lanes.load(tangent + where, mask).to(DTYPE))
         else:
             return (value, tl.zeros_like(value))
     else:
         return (value,)
+
+
+@triton.jit
+def rows(jets, n):
+    """Row ``n`` of the tiles of jets."""
+    out = ()
+    for m in tl.static_range(len(jets)):
+        out = out + (lanes.rows(jets[m], n),)
+    return out

@@ -20,11 +20,9 @@ from .tangent import tangent_kernel
 
 NONE = Operands(*[None] * len(Operands._fields))
 
-# Edges of a tile of the row pass; its product over edges that share a cell needs 16 at least.
-_ROW_TILE = 16
 # Programs of one multiprocessor that collect radial gradients: as many as its registers hold, so
 # that all run at once and each takes the same share of rows. `_SLAB_BYTES` bounds their slabs.
-_PROGRAMS = 12
+_PROGRAMS = 8
 _SLAB_BYTES = 2**26
 
 
@@ -35,21 +33,28 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _launch(kernel: Any, grid: tuple[int, int], *args: Any) -> None:
-    if grid[0] > 0:
-        # One warp: a tile's sums then need no shared memory.
-        kernel[grid](*args, num_warps=1)
+def _groups(spec: Spec, part: Part) -> int:
+    """Programs that share the heads of a row."""
+    return -(-spec.heads.value // part.heads.value)
+
+
+def _launch(
+    kernel: Any, programs: int, args: Sequence[Any], spec: Spec, part: Part, *options: bool
+) -> None:
+    if programs > 0:
+        # One warp, so that lanes exchange numbers without waiting for other warps.
+        kernel[programs, _groups(spec, part)](*args, spec, part, *options, num_warps=1)
 
 
 def forward(
     x: Operands, graph: Graph, sink: Tensor | None, spec: Spec, parts: Sequence[Part]
 ) -> tuple[Tensor, Tensor]:
     """Path rows ``[N_t, P, C]`` and the log-sum-exp ``[N_t, H]`` (of the convolution: empty)."""
-    nodes, heads = x.pos_i.size(0), spec.heads.value
+    nodes = x.pos_i.size(0)
     out = x.v.new_empty(nodes, spec.output_rows.value, x.v.size(2))
-    lse = x.polynomials.new_empty(nodes if spec.attention.value else 0, heads)
+    lse = x.polynomials.new_empty(nodes if spec.attention.value else 0, spec.heads.value)
     for part in parts:
-        _launch(forward_kernel, (nodes, heads), x, graph, sink, out, lse, spec, part)
+        _launch(forward_kernel, nodes, (x, graph, sink, out, lse), spec, part)
     return out, lse
 
 
@@ -66,9 +71,9 @@ def tangent(
 ) -> tuple[Tensor, Tensor]:
     """Derivative of the path rows and, relative to the normaliser, that of the normaliser."""
     out, z_dot = torch.empty_like(y), torch.empty_like(lse)
-    args = x, x_dot, graph, sink, sink_dot, lse, y, out, z_dot, spec
+    args = x, x_dot, graph, sink, sink_dot, lse, y, out, z_dot
     for part in parts:
-        _launch(tangent_kernel, (y.size(0), spec.heads.value), *args, part)
+        _launch(tangent_kernel, y.size(0), args, spec, part)
     return out, z_dot
 
 
@@ -88,7 +93,7 @@ def backward(
     z_bar = None
     if spec.attention.value:
         z_bar = torch.empty_like(lse)
-        _normaliser(y, grad, None, None, z_bar, spec)
+        _launch(normaliser_kernel, y.size(0), (y, grad, None, None, z_bar), spec, parts[0])
     out = _passes(x, NONE, graph, transposed, lse, grad, z_bar, None, None, wanted, spec, parts)
     if sink is None or z_bar is None:
         return out, None
@@ -116,8 +121,9 @@ def second(
     z_bar = z_bar_dot = None
     if spec.attention.value:
         z_bar, z_bar_dot = torch.empty_like(lse), torch.empty_like(lse)
-        _normaliser(y, grad, None, None, z_bar, spec)
-        _normaliser(y_dot, grad, z_bar, z_dot, z_bar_dot, spec)
+        _launch(normaliser_kernel, y.size(0), (y, grad, None, None, z_bar), spec, parts[0])
+        args = y_dot, grad, z_bar, z_dot, z_bar_dot
+        _launch(normaliser_kernel, y.size(0), args, spec, parts[0])
     out = _passes(
         x, x_dot, graph, transposed, lse, grad, z_bar, z_bar_dot, z_dot, wanted, spec, parts
     )
@@ -125,13 +131,6 @@ def second(
         return y_dot, out, None
     slope = z_bar_dot if sink_dot is None else z_bar_dot + sink_dot * z_bar
     return y_dot, out, ((sink - lse).exp() * slope).sum(0)
-
-
-def _normaliser(
-    y: Tensor, grad: Tensor, z_bar: Tensor | None, z_dot: Tensor | None, out: Tensor, spec: Spec
-) -> None:
-    grid = y.size(0), spec.heads.value
-    _launch(normaliser_kernel, grid, y, grad, z_bar, z_dot, out, spec)
 
 
 def _passes(
@@ -153,7 +152,7 @@ def _passes(
     """
     dual = x_dot is not NONE
     want = Operands(*wanted)
-    targets, sources, heads = x.pos_i.size(0), x.pos_j.size(0), spec.heads.value
+    targets, sources, groups = x.pos_i.size(0), x.pos_j.size(0), _groups(spec, parts[0])
     dtype = x.polynomials.dtype
     # Parts add to what parts before them wrote; what no part writes is zero.
     whole = len(parts) == 1 and len(parts[0].pairs[0]) == spec.input_rows.value
@@ -166,7 +165,7 @@ def _passes(
 
     shares = None
     if want.polynomials and targets > 0:
-        programs = max(_PROGRAMS * _multiprocessors(x.v.device) // heads, 1)
+        programs = max(_PROGRAMS * _multiprocessors(x.v.device) // groups, 1)
         shares = spans(graph, x.polynomials, targets, programs, _SLAB_BYTES)
     out = Operands(
         result(x.q, True),
@@ -174,9 +173,9 @@ def _passes(
         torch.empty_like(x.v) if whole else torch.zeros_like(x.v, dtype=dtype),
         None if x.u is None or not want.u else torch.zeros_like(x.u),
         None if x.bias is None or not want.bias else torch.zeros_like(x.bias),
-        result(x.pos_i, True, targets, heads, 3),
-        result(x.pos_j, True, sources, heads, 3),
-        result(x.strain, want.strain, targets, heads, 9),
+        result(x.pos_i, True, targets, groups, 3),
+        result(x.pos_j, True, sources, groups, 3),
+        result(x.strain, want.strain, targets, groups, 9),
         None if shares is None else shares.slabs,
     )
     # Without radial gradients a program has one row.
@@ -184,18 +183,11 @@ def _passes(
     slab_size = 0 if shares is None else shares.slabs[0].numel()
     args = lse, grad, z_bar, z_bar_dot, z_dot, out
     for n, part in enumerate(parts):
-        first, accumulate = n == 0, not whole
-        _launch(
-            backward_rows_kernel,
-            (programs, heads),
-            *(x, x_dot, row_graph, *args, bounds, targets, span, slab_size),
-            *(spec, part, _ROW_TILE, dual, first, accumulate),
-        )
-        _launch(
-            backward_columns_kernel,
-            (sources, heads),
-            *(x, x_dot, transposed, *args, spec, part, dual, first, accumulate),
-        )
+        options = dual, n == 0, not whole
+        rows = x, x_dot, row_graph, *args, bounds, targets, span, slab_size
+        _launch(backward_rows_kernel, programs, rows, spec, part, *options)
+        columns = x, x_dot, transposed, *args
+        _launch(backward_columns_kernel, sources, columns, spec, part, *options)
 
     def total(tensor: Tensor | None, like: Tensor | None, axis: int) -> Tensor | None:
         if tensor is None or like is None:

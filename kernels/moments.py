@@ -1,14 +1,17 @@
-"""Sums over neighbours of moments, and their coupling to path rows, one head at a time."""
+"""Sums over neighbours of moments, and their coupling to path rows; a row
+``[1, W]`` of features at a time."""
 
 import triton
 import triton.language as tl
 
+from . import edge, lanes
+
 
 @triton.jit
-def zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr):
+def zeros(COUNT: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr):
     out = ()
     for _ in tl.static_range(COUNT):
-        out = out + (tl.zeros([ROWS, COLUMNS], DTYPE),)
+        out = out + (tl.zeros([1, COLUMNS], DTYPE),)
     return out
 
 
@@ -18,52 +21,6 @@ def scaled(sums, factor):
     for n in tl.static_range(len(sums)):
         out = out + (sums[n] * factor,)
     return out
-
-
-@triton.jit
-def accumulate(sums, weights, rows, P: tl.constexpr):
-    """Adds ``weights[moment] rows[row]`` to each pair; weights are ``[T]``, rows ``[T, C]``."""
-    out = ()
-    for row in tl.static_range(len(P.pairs[0])):
-        for n in tl.static_range(P.pairs[1][row], P.pairs[1][row + 1]):
-            out = out + (sums[n] + weights[P.pairs[2][n]][:, None] * rows[row],)
-    return out
-
-
-@triton.jit
-def store_coupled(sums, out, where, mask, stride, y, z, P: tl.constexpr):
-    """Couples moments and writes each output row, summed over the tile; with ``y`` less ``z y``."""
-    for row in tl.static_range(len(P.coupling[0])):
-        total = tl.zeros_like(sums[0])
-        for n in tl.static_range(P.coupling[1][row], P.coupling[1][row + 1]):
-            total += sums[P.coupling[2][n]] * P.coupling[3][n]
-        place = where + P.coupling[0][row] * stride
-        value = tl.sum(total, axis=0)
-        if y is not None:
-            value -= z * tl.load(y + place, mask=mask, other=0.0).to(value.dtype)
-        tl.store(out + place, value, mask=mask)
-
-
-@triton.jit
-def load_adjoint(grad, where, mask, stride, DTYPE: tl.constexpr, P: tl.constexpr):
-    """Cotangents of the moments from those of the path rows."""
-    rows = ()
-    for row in tl.static_range(len(P.adjoint[0])):
-        value = tl.load(grad + where + P.adjoint[0][row] * stride, mask=mask, other=0.0)
-        rows = rows + (value.to(DTYPE),)
-    out = ()
-    for pair in tl.static_range(len(P.pairs[2])):
-        out = out + (adjoint_of(rows, pair, P),)
-    return out
-
-
-@triton.jit
-def adjoint_of(rows, PAIR: tl.constexpr, P: tl.constexpr):
-    """Cotangent of one moment from those of the path rows loaded so far."""
-    total = tl.zeros_like(rows[0])
-    for n in tl.static_range(P.adjoint[1][PAIR], P.adjoint[1][PAIR + 1]):
-        total += rows[P.adjoint[2][n]] * P.adjoint[3][n]
-    return total
 
 
 @triton.jit
@@ -79,71 +36,155 @@ def replaced(values, n: tl.constexpr, value):
 
 
 @triton.jit
-def contract(moments_bar, rows, TILE: tl.constexpr, P: tl.constexpr):
-    """Inner products ``[T]`` of the cotangents (``[C]`` each) with rows ``[T, C]``, by moment."""
-    DTYPE: tl.constexpr = moments_bar[0].dtype
-    BLOCK: tl.constexpr = P.block
-    dots = zeros(len(P.moments[0]), TILE, BLOCK, DTYPE)
-    for row in tl.static_range(len(P.pairs[0])):
-        for n in tl.static_range(P.pairs[1][row], P.pairs[1][row + 1]):
-            product = dots[P.pairs[2][n]] + moments_bar[n][None, :] * rows[row]
-            dots = replaced(dots, P.pairs[2][n], product)
-    return summed(dots, 1)
+def accumulate(
+    sums, coefficients, v, graph, first, stop, channel, mask, S: tl.constexpr, P: tl.constexpr
+):
+    """Adds ``coefficients[moment] v[row]`` of each edge of a tile to each pair."""
+    STRIDE: tl.constexpr = S.heads * S.channels
+    for n in range(P.tile):
+        where = edge.neighbor(graph, first + n, stop) * (S.input_rows * STRIDE) + channel
+        factors = lanes.wide_rows(coefficients, n, P.block)
+        out = ()
+        for row in tl.static_range(len(P.pairs[0])):
+            value = lanes.load(v + where + P.pairs[0][row] * STRIDE, mask).to(S.dtype)
+            for pair in tl.static_range(P.pairs[1][row], P.pairs[1][row + 1]):
+                out = out + (sums[pair] + factors[P.pairs[2][pair]] * value,)
+        sums = out
+    return sums
 
 
 @triton.jit
-def summed(values, AXIS: tl.constexpr):
+def store_coupled(sums, out, where, mask, STRIDE: tl.constexpr, y, z, P: tl.constexpr):
+    """Couples moments and writes each output row; with ``y`` less ``z y``."""
+    for row in tl.static_range(len(P.coupling[0])):
+        total = tl.zeros_like(sums[0])
+        for n in tl.static_range(P.coupling[1][row], P.coupling[1][row + 1]):
+            total += sums[P.coupling[2][n]] * P.coupling[3][n]
+        place = where + P.coupling[0][row] * STRIDE
+        if y is not None:
+            total -= z * lanes.load(y + place, mask).to(total.dtype)
+        lanes.put(out + place, total, mask, False)
+
+
+@triton.jit
+def adjoint_of(rows, PAIR: tl.constexpr, P: tl.constexpr):
+    """Cotangent of one moment from those of the path rows loaded so far."""
+    total = tl.zeros_like(rows[0])
+    for n in tl.static_range(P.adjoint[1][PAIR], P.adjoint[1][PAIR + 1]):
+        total += rows[P.adjoint[2][n]] * P.adjoint[3][n]
+    return total
+
+
+@triton.jit
+def needed_rows(
+    rows,
+    grad,
+    where,
+    mask,
+    PAIR: tl.constexpr,
+    STRIDE: tl.constexpr,
+    S: tl.constexpr,
+    P: tl.constexpr,
+):
+    """The path rows loaded so far and those that a moment needs besides."""
+    for row in tl.static_range(P.adjoint[4][PAIR], P.adjoint[4][PAIR + 1]):
+        entry = lanes.load(grad + where + P.adjoint[0][row] * STRIDE, mask)
+        rows = rows + (entry.to(S.dtype),)
+    return rows
+
+
+@triton.jit
+def contract(v, v_dot, grad, where, where_i, mask, S: tl.constexpr, P: tl.constexpr):
+    """Inner products ``[T, H]`` of the cotangents of a target's moments with the values of its
+    neighbours and with the tangents of these, by moment. The cotangents are worked out for each
+    tile: kept, they would take the registers that scores need.
+    """
+    STRIDE: tl.constexpr = S.heads * S.channels
+    dots = tiles(len(P.moments[0]), S, P)
+    dots_dot = dots
+    loaded = ()
+    for row in tl.static_range(len(P.pairs[0])):
+        value = lanes.load(v + where + P.pairs[0][row] * STRIDE, mask).to(S.dtype)
+        if v_dot is not None:
+            value_dot = lanes.load(v_dot + where + P.pairs[0][row] * STRIDE, mask).to(S.dtype)
+        for pair in tl.static_range(P.pairs[1][row], P.pairs[1][row + 1]):
+            loaded = needed_rows(loaded, grad, where_i, mask, pair, STRIDE, S, P)
+            bar = adjoint_of(loaded, pair, P)
+            total = dots[P.pairs[2][pair]] + bar * value
+            dots = replaced(dots, P.pairs[2][pair], total)
+            if v_dot is not None:
+                total = dots_dot[P.pairs[2][pair]] + bar * value_dot
+                dots_dot = replaced(dots_dot, P.pairs[2][pair], total)
+    return narrowed(dots, P), narrowed(dots_dot, P)
+
+
+@triton.jit
+def tiles(COUNT: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
     out = ()
-    for n in tl.static_range(len(values)):
-        out = out + (tl.sum(values[n], axis=AXIS),)
+    for _ in tl.static_range(COUNT):
+        out = out + (tl.zeros([P.tile, P.heads * P.block], S.dtype),)
     return out
 
 
 @triton.jit
-def load_rows(v, where, mask, stride, DTYPE: tl.constexpr, P: tl.constexpr):
-    """The input rows of one node or of a tile of nodes."""
+def narrowed(tiles, P: tl.constexpr):
     out = ()
-    for row in tl.static_range(len(P.pairs[0])):
-        value = tl.load(v + where + P.pairs[0][row] * stride, mask=mask, other=0.0)
-        out = out + (value.to(DTYPE),)
+    for n in tl.static_range(len(tiles)):
+        out = out + (lanes.narrow(tiles[n], P.heads),)
     return out
 
 
 @triton.jit
 def scatter(
     sums,
-    weights,
-    values,
-    values_dot,
+    coefficients,
+    v,
+    v_dot,
+    where_j,
     grad,
-    where,
+    graph,
+    first,
+    stop,
+    channel,
     mask,
-    stride,
-    TILE: tl.constexpr,
+    S: tl.constexpr,
     P: tl.constexpr,
 ):
-    """Adds ``sum_m weights[m] moments_bar[m, row]`` to each input row, with the cotangents of the
-    moments of a tile of targets; also their inner products with the rows of the source and with
-    the tangents of these, by moment.
+    """Adds ``sum_m coefficients[m] moments_bar[m, row]`` of each edge to each input row, with the
+    cotangents of the moments of its target; also their inner products ``[T, H]`` with the rows of
+    the source and with the tangents of these, by moment. The rows of the source are read for each
+    edge: kept, they would take the registers that sums need.
     """
-    DTYPE: tl.constexpr = sums[0].dtype
-    BLOCK: tl.constexpr = P.block
-    dots = zeros(len(P.moments[0]), TILE, BLOCK, DTYPE)
+    STRIDE: tl.constexpr = S.heads * S.channels
+    COUNT: tl.constexpr = len(P.moments[0])
+    dots = edge.tiles(COUNT, S, P)
     dots_dot = dots
-    loaded = ()
-    out = ()
-    for row in tl.static_range(len(P.pairs[0])):
-        total = sums[row]
-        for n in tl.static_range(P.pairs[1][row], P.pairs[1][row + 1]):
-            for r in tl.static_range(P.adjoint[4][n], P.adjoint[4][n + 1]):
-                entry = tl.load(grad + where + P.adjoint[0][r] * stride, mask=mask, other=0.0)
-                loaded = loaded + (entry.to(DTYPE),)
-            bar = adjoint_of(loaded, n, P)
-            total += weights[P.pairs[2][n]][:, None] * bar
-            product = dots[P.pairs[2][n]] + bar * values[row][None, :]
-            dots = replaced(dots, P.pairs[2][n], product)
-            if len(values_dot) > 0:
-                product = dots_dot[P.pairs[2][n]] + bar * values_dot[row][None, :]
-                dots_dot = replaced(dots_dot, P.pairs[2][n], product)
-        out = out + (total,)
-    return out, summed(dots, 1), summed(dots_dot, 1)
+    for n in range(P.tile):
+        neighbor = edge.neighbor(graph, first + n, stop)
+        where = neighbor * (S.output_rows * STRIDE) + channel
+        where_v = lanes.anew(where_j, neighbor)
+        factors = lanes.wide_rows(coefficients, n, P.block)
+        products = zeros(COUNT, P.heads * P.block, S.dtype)
+        products_dot = products
+        loaded = ()
+        out = ()
+        for row in tl.static_range(len(P.pairs[0])):
+            total = sums[row]
+            at = where_v + P.pairs[0][row] * STRIDE
+            value = lanes.load(v + at, mask).to(S.dtype)
+            if v_dot is not None:
+                value_dot = lanes.load(v_dot + at, mask).to(S.dtype)
+            for pair in tl.static_range(P.pairs[1][row], P.pairs[1][row + 1]):
+                loaded = needed_rows(loaded, grad, where, mask, pair, STRIDE, S, P)
+                bar = adjoint_of(loaded, pair, P)
+                total += factors[P.pairs[2][pair]] * bar
+                product = products[P.pairs[2][pair]] + bar * value
+                products = replaced(products, P.pairs[2][pair], product)
+                if v_dot is not None:
+                    product = products_dot[P.pairs[2][pair]] + bar * value_dot
+                    products_dot = replaced(products_dot, P.pairs[2][pair], product)
+            out = out + (total,)
+        sums = out
+        dots = lanes.with_rows(dots, n, products)
+        dots_dot = lanes.with_rows(dots_dot, n, products_dot)
+    return sums, dots, dots_dot

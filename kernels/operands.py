@@ -66,9 +66,11 @@ class _Part(NamedTuple):
     # pair, the position of the row and the coefficient of each term, and how many rows the pairs
     # before each need.
     adjoint: tuple[Any, ...]
-    tile: int  # edges of a tile in passes that accumulate moments
-    column_tile: int  # and in the pass over columns
-    block: int  # channels of a tile, a power of two
+    tile: int  # edges of a tile
+    heads: int  # of a program
+    block: int  # channels of each head
+    d: int  # of queries and keys of each head, and
+    functions: int  # radial functions of each head: rounded up to powers of two
 
 
 class Part(_Hashed, _Part):

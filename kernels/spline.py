@@ -1,13 +1,13 @@
-"""Radial functions from cubic polynomials per cell, for a tile of edges and one head.
+"""Radial functions from cubic polynomials per cell, for a tile of edges and heads.
 
-Polynomials lie as ``[pair, cell, head, function, power]``, so that an edge reads one short
+Polynomials lie as ``[pair, cell, head, function, power]``, so that the heads of an edge read one
 contiguous block.
 """
 
 import triton
 import triton.language as tl
 
-from . import jet
+from . import jet, lanes
 
 
 @triton.jit
@@ -23,93 +23,122 @@ def cells(distance, CUTOFF: tl.constexpr, CELLS: tl.constexpr):
 
 
 @triton.jit
-def columns(FUNCTIONS: tl.constexpr):
-    """Offsets inside the block of an edge and head, ``[1, 4 F]``: function, then power.
-
-    Two dimensions and 16 columns at least, as tiles of features have: tiles of one shape lie on
-    threads alike, and matrix products have the size that tensor cores ask for.
-    """
-    WIDTH: tl.constexpr = 16 if FUNCTIONS <= 4 else 32
-    return tl.arange(0, WIDTH)[None, :]
-
-
-@triton.jit
-def powers(t, column, DERIVATIVE: tl.constexpr):
-    """``d^n/dt^n (1, t, t^2, t^3)`` for each function, ``[T, 4 F]``."""
-    p = column % 4
-    t = t[:, None]
-    zero = tl.zeros_like(t)
-    one = zero + 1.0
-    if DERIVATIVE == 0:
-        return tl.where(p == 0, one, tl.where(p == 1, t, tl.where(p == 2, t * t, t * t * t)))
-    elif DERIVATIVE == 1:
-        return tl.where(p == 0, zero, tl.where(p == 1, one, tl.where(p == 2, 2 * t, 3 * t * t)))
-    else:
-        return tl.where(p == 2, 2 * one, tl.where(p == 3, 6 * t, zero))
-
-
-@triton.jit
-def pick(terms, column, n: tl.constexpr):
-    """Sum of the terms of function ``n``."""
-    return tl.sum(tl.where(column // 4 == n, terms, 0.0), axis=1)
+def coefficients(pointer, where, DTYPE: tl.constexpr):
+    """The four coefficients at each place, read at once."""
+    power = tl.arange(0, 4)[None, None, :]
+    table = tl.load(pointer + where[:, :, None] + power).to(DTYPE)
+    even, odd = tl.split(tl.reshape(table, (where.shape[0], where.shape[1], 2, 2)))
+    zeroth, second = tl.split(even)
+    first, third = tl.split(odd)
+    return zeroth, first, second, third
 
 
 @triton.jit
 def evaluate(
     polynomials,
     tangent,
-    offset,
-    mask,
+    where,
     t,
     FUNCTIONS: tl.constexpr,
     DERIVATIVES: tl.constexpr,
     SCALE: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """All functions, each a jet ``[T]``; with ``DERIVATIVES`` also their derivatives with respect
-    to the distance. ``SCALE`` is the number of cells per unit of distance.
+    """All functions, each a jet ``[T, H]``; with ``DERIVATIVES`` also their derivatives with
+    respect to the distance. ``where`` is the block of each edge and head, ``SCALE`` the number of
+    cells per unit of distance.
     """
-    column = columns(FUNCTIONS)
-    where = offset[:, None] + column
-    present = mask[:, None] & (column < 4 * FUNCTIONS)
-    table = tl.load(polynomials + where, mask=present, other=0.0).to(DTYPE)
-    zeroth = table * powers(t[0], column, 0)
-    # Dead code where neither a tangent nor a derivative is asked for.
-    first = table * powers(t[0], column, 1)
     values = ()
     slopes = ()
-    if len(t) == 2:
-        zeroth_dot = first * t[1][:, None]
-        first_dot = table * powers(t[0], column, 2) * t[1][:, None]
-        if tangent is not None:
-            table_dot = tl.load(tangent + where, mask=present, other=0.0).to(DTYPE)
-            zeroth_dot += table_dot * powers(t[0], column, 0)
-            first_dot += table_dot * powers(t[0], column, 1)
-        for n in tl.static_range(FUNCTIONS):
-            values = values + ((pick(zeroth, column, n), pick(zeroth_dot, column, n)),)
+    x = t[0]
+    for n in tl.static_range(FUNCTIONS):
+        c0, c1, c2, c3 = coefficients(polynomials, where + 4 * n, DTYPE)
+        value = c0 + x * (c1 + x * (c2 + x * c3))
+        # Dead code where neither a tangent nor a derivative is asked for.
+        slope = c1 + x * (2.0 * c2 + 3.0 * x * c3)
+        if len(t) == 2:
+            value_dot = slope * t[1]
+            slope_dot = (2.0 * c2 + 6.0 * x * c3) * t[1]
+            if tangent is not None:
+                d0, d1, d2, d3 = coefficients(tangent, where + 4 * n, DTYPE)
+                value_dot += d0 + x * (d1 + x * (d2 + x * d3))
+                slope_dot += d1 + x * (2.0 * d2 + 3.0 * x * d3)
+            values = values + ((value, value_dot),)
             if DERIVATIVES:
-                slope = pick(first, column, n) * SCALE
-                slopes = slopes + ((slope, pick(first_dot, column, n) * SCALE),)
-    else:
-        for n in tl.static_range(FUNCTIONS):
-            values = values + ((pick(zeroth, column, n),),)
+                slopes = slopes + ((slope * SCALE, slope_dot * SCALE),)
+        else:
+            values = values + ((value,),)
             if DERIVATIVES:
-                slopes = slopes + ((pick(first, column, n) * SCALE,),)
+                slopes = slopes + ((slope * SCALE,),)
     return values, slopes
 
 
 @triton.jit
-def polynomials_vjp(values_bar, t, FUNCTIONS: tl.constexpr):
-    """Cotangent of the block of each edge, ``[T, 4 F]``: of jets, its tangent."""
-    column = columns(FUNCTIONS)
-    value = tl.zeros_like(t[0])[:, None]
-    slope = value
-    for n in tl.static_range(FUNCTIONS):
-        value = tl.where(column // 4 == n, values_bar[n][0][:, None], value)
-        if len(t) == 2:
-            slope = tl.where(column // 4 == n, values_bar[n][1][:, None], slope)
+def by_function(values, n: tl.constexpr, COUNT: tl.constexpr):
+    """Values (0) or tangents (1) of jets ``[T, H]``, one for each function: ``[T, H, F, 1]``."""
+    function = tl.arange(0, COUNT)[None, None, :]
+    out = tl.where(function == 0, values[0][n][:, :, None], 0.0)
+    for m in tl.static_range(1, len(values)):
+        out = tl.where(function == m, values[m][n][:, :, None], out)
+    return out[:, :, :, None]
+
+
+@triton.jit
+def polynomials_vjp(values_bar, t, COUNT: tl.constexpr):
+    """Cotangents of the blocks of each edge, ``[T, H COUNT 4]``: of jets, their tangent."""
+    p = tl.arange(0, 4)[None, None, None, :]
+    x = t[0][:, :, None, None]
+    powers = tl.where(p == 0, 1.0, tl.where(p == 1, x, tl.where(p == 2, x * x, x * x * x)))
     if len(t) == 2:
-        inner = powers(t[0], column, 1) * t[1][:, None]
-        return slope * powers(t[0], column, 0) + value * inner
+        slopes = tl.where(p == 0, 0.0, tl.where(p == 1, 1.0, tl.where(p == 2, 2 * x, 3 * x * x)))
+        out = by_function(values_bar, 1, COUNT) * powers
+        out += by_function(values_bar, 0, COUNT) * (slopes * t[1][:, :, None, None])
     else:
-        return value * powers(t[0], column, 0)
+        out = by_function(values_bar, 0, COUNT) * powers
+    return tl.reshape(out, (out.shape[0], out.shape[1] * COUNT * 4))
+
+
+@triton.jit
+def add_to_slab(slab, block, values_bar, t, COUNT: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
+    """Adds the gradients of a tile to the program's own slab; ``block``: the blocks of all heads of
+    each edge. Edges with the same block are summed first, so that no two write to one place, and
+    all is read before anything is written, so that reads need not wait for one another.
+    """
+    where, mask = lanes.channels(S.functions * 4, COUNT * 4, 0, S, P)
+    block *= S.heads * S.functions * 4
+    blocks = ()
+    totals = ()
+    old = ()
+    places = ()
+    for n in tl.static_range(P.tile):
+        blocks = blocks + (lanes.widen(lanes.row(block, n), COUNT * 4),)
+        # Four coefficients of a function lie together.
+        place = tl.max_contiguous(tl.multiple_of(blocks[n] + where, (1, 4)), (1, 4))
+        places = places + (slab + place,)
+        old = old + (lanes.load(places[n], mask),)
+        row = polynomials_vjp(jet.rows(values_bar, n), lanes.rows(t, n), COUNT)
+        totals = totals + (row,)
+    masks = ()
+    for n in tl.static_range(P.tile):
+        first = blocks[n] == blocks[n]
+        for m in tl.static_range(n):
+            same = blocks[m] == blocks[n]
+            totals = increased(totals, m, tl.where(same & first, totals[n], 0.0))
+            first = first & ~same
+        masks = masks + (lanes.both(first, mask),)
+    for n in tl.static_range(P.tile):
+        lanes.put(places[n], old[n] + totals[n], masks[n], False)
+    # What other threads write next must see this.
+    tl.debug_barrier()
+
+
+@triton.jit
+def increased(values, n: tl.constexpr, value):
+    """A tuple with ``value`` added to one entry."""
+    out = ()
+    for m in tl.static_range(len(values)):
+        if m == n:
+            out = out + (values[m] + value,)
+        else:
+            out = out + (values[m],)
+    return out

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from . import edge, moments
+from . import edge, lanes, moments
 from .operands import Graph, Operands
 
 
@@ -24,64 +24,61 @@ def tangent_kernel(
     """Writes the derivative of the path rows and, for attention, that of the normaliser relative
     to it. ``y`` holds the path rows.
     """
-    DTYPE: tl.constexpr = S.dtype
     STRIDE: tl.constexpr = S.heads * S.channels
-    i, start, stop, valid = edge.row(graph)
-    head = tl.program_id(1)
-    channel, in_head = edge.channels(head, S, P)
-    point_i = edge.point(x.pos_i, x_dot.pos_i, i, valid, True)
-    strain = edge.tensor9(x.strain, x_dot.strain, i, valid, True)
+    i, start, stop = edge.row(graph, tl.program_id(0).to(tl.int64))
+    head, own = lanes.heads(S, P)
+    channel, present = lanes.channels(S.channels, P.block, P.first, S, P)
+    point_i = edge.point(x.pos_i, x_dot.pos_i, i, True)
+    strain = edge.tensor9(x.strain, x_dot.strain, i, True)
     type_i = tl.load(graph.type_i + i) * graph.num_types
+    place = i * S.heads + head
     lse_i = 0.0
     if S.attention:
-        query = edge.head_vector(x.q, x_dot.q, i, head, valid, S, True)
-        lse_i = tl.load(lse + i * S.heads + head)
-        z = lse_i * 0.0
-        if sink_dot is not None:
-            logit = tl.load(sink + head).to(DTYPE) - lse_i
-            z = tl.exp(logit) * tl.load(sink_dot + head).to(DTYPE)
+        lse_i = tl.load(lse + place)
+        z = tl.zeros([P.tile, P.heads], S.dtype)
 
-    sums = moments.zeros(len(P.pairs[2]), P.tile, P.block, DTYPE)
-    tile = tl.arange(0, P.tile)
-    fetched = edge.fetch(graph, start + tile, stop, x.pos_j, x_dot.pos_j, graph.type_j, True)
-    for first in tl.range(start, stop, P.tile, num_stages=2):
+    sums = moments.zeros(len(P.pairs[2]), P.heads * P.block, S.dtype)
+    tile = tl.arange(0, P.tile)[:, None]
+    for first in range(start, stop, P.tile):
         slot = first + tile
-        mask = slot < stop
-        j, point_j, type_j = fetched
-        where = (j * (S.input_rows * STRIDE))[:, None] + channel[None, :]
-        present = mask[:, None] & in_head[None, :]
-        rows = moments.load_rows(x.v, where, present, STRIDE, DTYPE, P)
-        if S.attention:
-            key = edge.head_vectors(x.k, x_dot.k, j, head, mask, S, True)
-        fetched = edge.fetch(graph, slot + P.tile, stop, x.pos_j, x_dot.pos_j, graph.type_j, True)
-        edge_id = edge.identity(graph.edge, slot, mask)
+        j, point_j, type_j = edge.fetch(graph, slot, stop, x.pos_j, x_dot.pos_j, graph.type_j, True)
+        edge_id = edge.identity(graph.edge, slot, stop)
         e = edge.evaluate(
-            edge.separation(point_i, point_j, graph.shift, edge_id, mask),
+            edge.separation(point_i, point_j, graph.shift, edge_id),
             strain,
             type_i + type_j,
-            mask,
+            slot < stop,
             head,
+            own,
             x.polynomials,
             x_dot.polynomials,
             S,
             False,
         )
         if S.attention:
-            kappa = edge.inner(query, key, S)
+            where_q = lanes.anew(place * S.d, j)
+            kappa = edge.inner(x, x_dot, where_q, (j * S.heads + head) * S.d, S, True)
         else:
             kappa = ()
-        w = edge.weights(e, kappa, x, x_dot, graph, lse_i, i, edge_id, head, valid, mask, S)
+        w = edge.weights(e, kappa, x, x_dot, graph, lse_i, i, edge_id, head, S)
         if S.attention:
-            z += tl.sum(w.alpha[1], axis=0)
-        coefficients = edge.spread(w.weight, w.radial, e.harmonics, P)
-        sums = moments.accumulate(sums, edge.parts(coefficients, 1), rows, P)
+            z += w.alpha[1]
+        products = edge.spread(w.weight, w.radial, e.harmonics, P)
+        sums = moments.accumulate(
+            sums, edge.parts(products, 1), x.v, graph, first, stop, channel, present, S, P
+        )
         if x_dot.v is not None:
-            rows = moments.load_rows(x_dot.v, where, present, STRIDE, DTYPE, P)
-            sums = moments.accumulate(sums, edge.parts(coefficients, 0), rows, P)
+            sums = moments.accumulate(
+                sums, edge.parts(products, 0), x_dot.v, graph, first, stop, channel, present, S, P
+            )
 
     where = i * (S.output_rows * STRIDE) + channel
     if S.attention:
-        tl.store(z_dot + i * S.heads + head, z)
-        moments.store_coupled(sums, out, where, in_head, STRIDE, y, z, P)
+        slope = tl.sum(z, axis=0, keep_dims=True)
+        if sink_dot is not None:
+            slope += tl.exp(tl.load(sink + head) - lse_i) * tl.load(sink_dot + head)
+        lanes.put(z_dot + place, slope, own, False)
+        wide = lanes.widen(slope, P.block)
+        moments.store_coupled(sums, out, where, present, STRIDE, y, wide, P)
     else:
-        moments.store_coupled(sums, out, where, in_head, STRIDE, None, None, P)
+        moments.store_coupled(sums, out, where, present, STRIDE, None, None, P)

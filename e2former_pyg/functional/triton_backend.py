@@ -105,8 +105,9 @@ def _compiled_for(
         *(attention, heads, channels, paths.num_inputs, u_rows, paths.num_rows, d, functions),
         *(cutoff, cells, dropout, (lmax + 1) ** 2, harmonic_terms(lmax), DTYPES[dtype]),
     )
-    wide = dtype == torch.float64
-    return constants(spec), tuple(constants(part) for part in parts(paths, channels, wide))
+    shape = heads, channels, d, functions
+    split = parts(paths, *shape, wide=dtype == torch.float64)
+    return constants(spec), tuple(constants(part) for part in split)
 
 
 def _present(tensor: Tensor | None, like: Tensor) -> Tensor:

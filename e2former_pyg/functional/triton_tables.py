@@ -14,9 +14,11 @@ from .paths import Coupling, Path
 
 DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
-# Accumulators that fit the registers of a warp: (moment, input row) pairs times the elements of a
-# tile that each thread holds.
+# Accumulators that fit the registers of a lane: (moment, input row) pairs times the channels that
+# each lane holds.
 _ACCUMULATORS = 160
+# Edges of a tile: with the eight heads of a common layer, one number of a head for each lane.
+_TILE = 4
 
 
 @cache
@@ -45,17 +47,21 @@ def harmonic_terms(lmax: int) -> tuple[tuple[Any, ...], ...]:
 
 
 @cache
-def parts(coupling: Coupling, channels: int, wide: bool) -> tuple[Part, ...]:
+def parts(
+    coupling: Coupling, heads: int, channels: int, d: int, functions: int, wide: bool
+) -> tuple[Part, ...]:
     """Splits the paths and the channels of a head so that accumulators fit the registers.
 
     Paths with the same input degree and order belong together: they share moments.
 
     Args:
         coupling (Coupling): The paths.
+        heads (int): The heads.
         channels (int): Channels of a head.
+        d (int): Channels of queries and keys of a head.
+        functions (int): Radial functions of a head.
         wide (bool): Whether the arithmetic is in float64.
     """
-    block = min(16, 1 << (channels - 1).bit_length())
     blocks: dict[tuple[int, int], list[Path]] = {}
     for path in coupling.paths:
         blocks.setdefault((path.degree_in, path.order), []).append(path)
@@ -69,18 +75,24 @@ def parts(coupling: Coupling, channels: int, wide: bool) -> tuple[Part, ...]:
         if sum(sizes[other] for other in groups[-1]) + sizes[key] > limit:
             groups.append([])
         groups[-1].append(key)
-    # Half of that where moments are kept for each edge of the tile: more warps then hide loads.
-    tiles = max(16 * elements // block, 32 // block), 32 * elements // block
+    width = 32 * elements
+    block = min(_power(channels), width)
+    # Queries and keys lie on lanes like values.
+    together = max(1, min(_power(heads), width // max(block, _power(d))))
+    shape = _TILE, together, block, _power(d), _power(functions)
     return tuple(
-        _part(coupling, [path for key in group for path in blocks[key]], first, tiles, block)
+        _part(coupling, [path for key in group for path in blocks[key]], first, shape)
         for group in groups
         for first in range(0, channels, block)
     )
 
 
-def _part(
-    coupling: Coupling, paths: list[Path], first: int, tiles: tuple[int, int], block: int
-) -> Part:
+def _power(n: int) -> int:
+    """The next power of two."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _part(coupling: Coupling, paths: list[Path], first: int, shape: tuple[int, ...]) -> Part:
     orders = sorted({path.order for path in paths})
     moments = [(order, m) for order in orders for m in range(2 * order + 1)]
     inputs = sorted({path.degree_in for path in paths})
@@ -134,6 +146,5 @@ def _part(
             tuple(coefficient for _, _, coefficient in by_pair),
             tuple(met),
         ),
-        *tiles,
-        block,
+        *shape,
     )

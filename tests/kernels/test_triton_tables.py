@@ -63,8 +63,8 @@ def dense(paths, part):
     return forward, adjoint, counts
 
 
-def check(paths, channels, wide):
-    parts = tables.parts(paths, channels, wide)
+def check(paths, channels, wide, heads=8, d=16, functions=4):
+    parts = tables.parts(paths, heads, channels, d, functions, wide)
     firsts = sorted({part.first for part in parts})
     block = parts[0].block
     assert firsts == list(range(0, channels, block))
@@ -73,7 +73,12 @@ def check(paths, channels, wide):
         forward, adjoint, counts = 0, 0, 0
         written: set[int] = set()
         for part in (part for part in parts if part.first == first):
-            assert all(size & (size - 1) == 0 for size in (part.tile, part.block))
+            sizes = part.tile, part.heads, part.block, part.d, part.functions
+            assert all(size & (size - 1) == 0 for size in sizes)
+            assert part.d >= d and part.functions >= functions
+            # Sums of all pairs fit the registers of a lane.
+            lanes = part.heads * part.block / 32
+            assert part.heads == 1 or len(part.pairs[2]) * lanes * (1 + wide) <= 168
             assert [paths.orders[n] ** 2 for n in part.moments[0]] == [
                 int(row**0.5) ** 2 for row in part.moments[1]
             ]
@@ -110,3 +115,12 @@ def test_parts_of_channels(channels, wide):
     for orders in ((1,), (0, 1, 2)):
         check(all_paths(2, orders, "so3"), channels, wide)
         check(all_paths(2, orders, "o3", lmax_out=1), channels, wide)
+
+
+@pytest.mark.parametrize(
+    "heads, channels, expected",
+    [(8, 16, (8, 16)), (6, 16, (8, 16)), (16, 16, (8, 16)), (1, 200, (1, 128)), (2, 3, (2, 4))],
+)
+def test_shape_of_a_program(heads, channels, expected):
+    part = tables.parts(all_paths(1, (0, 1), "so3"), heads, channels, 4, 3, False)[0]
+    assert (part.heads, part.block) == expected
