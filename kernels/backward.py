@@ -74,10 +74,11 @@ def backward_rows_kernel(
     type, so that it can collect radial gradients.
     """
     STRIDE: tl.constexpr = S.heads * S.channels
+    TILE: tl.constexpr = P.row_tile
     program = tl.program_id(0).to(tl.int64)
     head, own = lanes.heads(S, P)
     channel, present = lanes.channels(S.channels, P.block, P.first, S, P)
-    tile = tl.arange(0, P.tile)[:, None]
+    tile = tl.arange(0, TILE)[:, None]
     if S.attention:
         dims, real = lanes.channels(S.d, P.d, 0, S, P)
     first_row = program * span
@@ -104,13 +105,13 @@ def backward_rows_kernel(
             if not FIRST:
                 z_i = jet.scale(z_i, 0.0)
             if out.u is not None:
-                u_bar = edge.tiles(S.u_rows - 1, S, P)
-        point_bar = edge.tiles(3, S, P)
+                u_bar = edge.tiles(S.u_rows - 1, TILE, S, P)
+        point_bar = edge.tiles(3, TILE, S, P)
         strain_bar = ()
         if out.strain is not None:
-            strain_bar = edge.tiles(9, S, P)
+            strain_bar = edge.tiles(9, TILE, S, P)
 
-        for first in range(start, stop, P.tile):
+        for first in range(start, stop, TILE):
             slot = first + tile
             j, point_j, type_j = edge.fetch(
                 graph, slot, stop, x.pos_j, x_dot.pos_j, graph.type_j, DUAL
@@ -164,7 +165,7 @@ def backward_rows_kernel(
                 block = e.cell
                 if bounds is not None:
                     block -= type_i * S.cells
-                block = tl.broadcast_to(block, (P.tile, P.heads))
+                block = tl.broadcast_to(block, (TILE, P.heads))
                 t = edge.whole(e.t, P)
                 slab = out.polynomials + program * slab_size
                 spline.add_to_slab(slab, block, g.functions, t, P.functions, S, P)
@@ -212,7 +213,7 @@ def backward_columns_kernel(
     if S.attention:
         dims, real = lanes.channels(S.d, P.d, 0, S, P)
         key_bar = tl.zeros([1, P.heads * P.d], S.dtype)
-    point_bar = edge.tiles(3, S, P)
+    point_bar = edge.tiles(3, P.tile, S, P)
     value_bar = moments.zeros(len(P.pairs[0]), P.heads * P.block, S.dtype)
 
     tile = tl.arange(0, P.tile)[:, None]

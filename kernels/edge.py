@@ -114,7 +114,7 @@ def added_rows(total, factor, x, x_dot, graph, first, stop, dims, mask, S, P: tl
     queries or keys of neighbours, ``[1, H D]``.
     """
     DUAL: tl.constexpr = len(factor) == 2
-    for n in range(P.tile):
+    for n in range(factor[0].shape[0]):
         where = neighbor(graph, first + n, stop) * (S.heads * S.d) + dims
         rows = jet.load(x, x_dot, where, mask, S.dtype, DUAL)
         factors = lanes.wide_rows(factor, n, P.d)
@@ -157,7 +157,7 @@ def whole(a, P: tl.constexpr):
     """A jet ``[T, 1]`` as ``[T, H]``."""
     out = ()
     for n in tl.static_range(len(a)):
-        out = out + (tl.broadcast_to(a[n], (P.tile, P.heads)),)
+        out = out + (tl.broadcast_to(a[n], (a[n].shape[0], P.heads)),)
     return out
 
 
@@ -180,10 +180,10 @@ def parts(jets, n: tl.constexpr):
 
 
 @triton.jit
-def tiles(COUNT: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
+def tiles(COUNT: tl.constexpr, TILE: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
     out = ()
     for _ in tl.static_range(COUNT):
-        out = out + (tl.zeros([P.tile, P.heads], S.dtype),)
+        out = out + (tl.zeros([TILE, P.heads], S.dtype),)
     return out
 
 

@@ -115,6 +115,15 @@ def wide_rows(tiles, n, C: tl.constexpr):
 
 
 @triton.jit
+def settled(x):
+    """``x``, one number for each lane. Without it the compiler may have every lane of a head
+    compute with all edges of the tile.
+    """
+    itself = tl.broadcast_to(tl.arange(0, x.shape[0])[:, None], (x.shape[0], x.shape[1]))
+    return tl.gather(x, itself, 0)
+
+
+@triton.jit
 def with_rows(tiles, n, rows):
     """Tiles ``[T, H]`` with row ``n`` of each replaced by one of ``[1, H C]``, summed over the
     channels of each head.
@@ -122,5 +131,6 @@ def with_rows(tiles, n, rows):
     out = ()
     for m in tl.static_range(len(tiles)):
         chosen = tl.arange(0, tiles[m].shape[0])[:, None] == n
-        out = out + (tl.where(chosen, narrow(rows[m], tiles[m].shape[1]), tiles[m]),)
+        sums = narrow(rows[m], tiles[m].shape[1])
+        out = out + (settled(tl.where(chosen, sums, tiles[m])),)
     return out

@@ -100,7 +100,7 @@ def contract(v, v_dot, grad, where, where_i, mask, S: tl.constexpr, P: tl.conste
     tile: kept, they would take the registers that scores need.
     """
     STRIDE: tl.constexpr = S.heads * S.channels
-    dots = tiles(len(P.moments[0]), S, P)
+    dots = tiles(len(P.moments[0]), where.shape[0], S, P)
     dots_dot = dots
     loaded = ()
     for row in tl.static_range(len(P.pairs[0])):
@@ -119,10 +119,10 @@ def contract(v, v_dot, grad, where, where_i, mask, S: tl.constexpr, P: tl.conste
 
 
 @triton.jit
-def tiles(COUNT: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
+def tiles(COUNT: tl.constexpr, TILE: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
     out = ()
     for _ in tl.static_range(COUNT):
-        out = out + (tl.zeros([P.tile, P.heads * P.block], S.dtype),)
+        out = out + (tl.zeros([TILE, P.heads * P.block], S.dtype),)
     return out
 
 
@@ -130,7 +130,7 @@ def tiles(COUNT: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
 def narrowed(tiles, P: tl.constexpr):
     out = ()
     for n in tl.static_range(len(tiles)):
-        out = out + (lanes.narrow(tiles[n], P.heads),)
+        out = out + (lanes.settled(lanes.narrow(tiles[n], P.heads)),)
     return out
 
 
@@ -157,7 +157,7 @@ def scatter(
     """
     STRIDE: tl.constexpr = S.heads * S.channels
     COUNT: tl.constexpr = len(P.moments[0])
-    dots = edge.tiles(COUNT, S, P)
+    dots = edge.tiles(COUNT, P.tile, S, P)
     dots_dot = dots
     for n in range(P.tile):
         neighbor = edge.neighbor(graph, first + n, stop)

@@ -54,7 +54,7 @@ class Spec(_Hashed, _Spec):
 
 
 class _Part(NamedTuple):
-    first: int  # channel of each head
+    first: Any  # channel of each head
     moments: tuple[Any, ...]  # the order (its position) and the row of the harmonics of each
     # (moment, input row) pairs, sorted by input row: the input rows, the first pair of each, the
     # moment of each pair.
@@ -66,11 +66,12 @@ class _Part(NamedTuple):
     # pair, the position of the row and the coefficient of each term, and how many rows the pairs
     # before each need.
     adjoint: tuple[Any, ...]
-    tile: int  # edges of a tile
-    heads: int  # of a program
-    block: int  # channels of each head
-    d: int  # of queries and keys of each head, and
-    functions: int  # radial functions of each head: rounded up to powers of two
+    tile: Any  # edges of a tile, and
+    row_tile: Any  # in the pass over rows, which holds a tile of features
+    heads: Any  # of a program
+    block: Any  # channels of each head
+    d: Any  # of queries and keys of each head, and
+    functions: Any  # radial functions of each head: rounded up to powers of two
 
 
 class Part(_Hashed, _Part):

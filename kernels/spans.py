@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .operands import Graph
 
@@ -46,13 +47,37 @@ def spans(graph: Graph, polynomials: Tensor, rows: int, programs: int, budget: i
         return Spans(count, span, None, graph, slabs, None)
 
     span = -(-rows // max(1, min(programs, budget * num_types // all_pairs)))
-    order = graph.order
-    types = graph.type_i if order is None else graph.type_i[order]
-    _, by_type = types.sort(stable=True)
-    order = (by_type if order is None else order[by_type]).to(torch.int32)
-    device = polynomials.device
-    every = torch.arange(num_types, device=device)
-    counts = (graph.type_i.unsqueeze(1) == every).sum(0)
+    order, bounds, kind = _kept_by_type(graph.type_i, graph.order, num_types, span)
+    slabs = polynomials.new_zeros(kind.size(0), *polynomials.shape[1:])
+    return Spans(kind.size(0), span, bounds, graph._replace(order=order), slabs, kind)
+
+
+# What `_by_type` gave for a tensor of types: layers and passes over one graph share it.
+_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _kept_by_type(
+    types: Tensor, order: Tensor | None, num_types: int, span: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    # A captured graph must do this itself, for the types that it will be run with.
+    capturing = types.is_cuda and torch.cuda.is_current_stream_capturing()
+    if capturing or types.is_inference():
+        return _by_type(types, order, num_types, span)
+    key = types._version, num_types, span
+    kept = _kept.get(types)
+    if kept is None or kept[0] != key or kept[1] is not order:
+        kept = _kept[types] = key, order, _by_type(types, order, num_types, span)
+    return kept[2]
+
+
+def _by_type(
+    types: Tensor, order: Tensor | None, num_types: int, span: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An order of the rows by type, and the rows of each program in it and their type."""
+    rows, device = types.size(0), types.device
+    sorted_types = types if order is None else types[order]
+    _, by_type = sorted_types.sort(stable=True)
+    counts = (types.unsqueeze(1) == torch.arange(num_types, device=device)).sum(0)
     blocks = (counts + span - 1).div(span, rounding_mode="floor")
     last_block = blocks.cumsum(0)
     # One more for each type than rows alone need; those left over have no rows.
@@ -61,6 +86,5 @@ def spans(graph: Graph, polynomials: Tensor, rows: int, programs: int, budget: i
     stop = counts.cumsum(0)[kind]
     start = (stop - counts[kind]) + (program - last_block[kind] + blocks[kind]) * span
     bounds = torch.stack([start.minimum(stop), (start + span).minimum(stop)], dim=1)
-    slabs = polynomials.new_zeros(program.size(0), *polynomials.shape[1:])
-    graph = graph._replace(order=order)
-    return Spans(program.size(0), span, bounds.contiguous(), graph, slabs, kind)
+    order = (by_type if order is None else order[by_type]).to(torch.int32)
+    return order, bounds.contiguous(), kind

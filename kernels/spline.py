@@ -110,7 +110,7 @@ def add_to_slab(slab, block, values_bar, t, COUNT: tl.constexpr, S: tl.constexpr
     totals = ()
     old = ()
     places = ()
-    for n in tl.static_range(P.tile):
+    for n in tl.static_range(block.shape[0]):
         blocks = blocks + (lanes.widen(lanes.row(block, n), COUNT * 4),)
         # Four coefficients of a function lie together.
         place = tl.max_contiguous(tl.multiple_of(blocks[n] + where, (1, 4)), (1, 4))
@@ -119,14 +119,14 @@ def add_to_slab(slab, block, values_bar, t, COUNT: tl.constexpr, S: tl.constexpr
         row = polynomials_vjp(jet.rows(values_bar, n), lanes.rows(t, n), COUNT)
         totals = totals + (row,)
     masks = ()
-    for n in tl.static_range(P.tile):
+    for n in tl.static_range(block.shape[0]):
         first = blocks[n] == blocks[n]
         for m in tl.static_range(n):
             same = blocks[m] == blocks[n]
             totals = increased(totals, m, tl.where(same & first, totals[n], 0.0))
             first = first & ~same
         masks = masks + (lanes.both(first, mask),)
-    for n in tl.static_range(P.tile):
+    for n in tl.static_range(block.shape[0]):
         lanes.put(places[n], old[n] + totals[n], masks[n], False)
     # What other threads write next must see this.
     tl.debug_barrier()

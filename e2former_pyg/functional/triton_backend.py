@@ -35,6 +35,8 @@ _REST = (
 _TANGENTS = ", ".join(f"Tensor? {name}_dot" for name in (*Operands._fields, "sink"))
 _NUM_OPERANDS = len(Operands._fields) + 1  # and the sink
 _NUM_SAVED = 12  # tensors of `_REST`
+# Operands whose gradients are left out where nobody reads them.
+_OPTIONAL = frozenset({"u", "bias", "strain", "polynomials"})
 
 # Nodes from which on the features no longer stay in the cache, so that the order of rows matters.
 _LARGE = 4096
@@ -174,11 +176,10 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_gradients(operands: Sequence[Any], lse: Tensor, wanted: Sequence[bool]) -> list[Tensor]:
-    optional = {"u", "bias", "strain", "polynomials"}
     names = (*Operands._fields, "sink")
     return [
         lse.new_empty(0)
-        if tensor is None or (name in optional and not wanted[n])
+        if tensor is None or (name in _OPTIONAL and not wanted[n])
         else torch.empty_like(tensor, memory_format=torch.contiguous_format)
         for n, (name, tensor) in enumerate(zip(names, operands, strict=True))
     ]
@@ -244,12 +245,18 @@ def _differentiate_second(ctx: Any, *_: Any) -> None:
 
 
 def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
-    """Which operands' gradients somebody reads: forces alone need none of weights."""
+    """Which operands' gradients somebody reads, among those that cost extra: forces alone need
+    none of weights.
+    """
     operands = inputs[: _NUM_OPERANDS - 1]
     tensors = itertools.accumulate((tensor is not None for tensor in inputs), initial=0)
     return [
-        tensor is not None and bool(ctx.needs_input_grad[n]) and _is_read(ctx, position)
-        for n, (tensor, position) in enumerate(zip(operands, tensors, strict=False))
+        tensor is not None
+        and bool(ctx.needs_input_grad[n + 1])
+        and (name not in _OPTIONAL or _is_read(ctx, position))
+        for n, (name, tensor, position) in enumerate(
+            zip(Operands._fields, operands, tensors, strict=False)
+        )
     ]
 
 
@@ -271,10 +278,35 @@ def _gradients(
 
 
 def _register(name: str, function: Any, fake: Any, setup: Any, differentiate: Any) -> None:
+    """What :func:`torch.library.register_autograd` does, without its bookkeeping for defaults:
+    that takes time quadratic in the number of arguments, which here is half a millisecond.
+    """
     qualified = f"e2former_pyg::{name}"
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    torch.library.register_autograd(qualified, differentiate, setup_context=setup, lib=_LIBRARY)
+    op = getattr(torch.ops.e2former_pyg, name).default
+
+    def below_autograd(keys: Any, arguments: Sequence[Any]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+
+    def forward(ctx: Any, keys: Any, *arguments: Any) -> Any:
+        output = below_autograd(keys, arguments)
+        setup(ctx, arguments, output)
+        return output
+
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return (None, *differentiate(ctx, *grads))
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    node: Any = type(f"{name}_autograd", (torch.autograd.Function,), methods)
+
+    def dispatch(keys: Any, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return node.apply(keys, *arguments)
+        return below_autograd(keys, arguments)
+
+    _LIBRARY.impl(name, dispatch, "Autograd", with_keyset=True)
 
 
 _register("path_rows", _forward, _fake_forward, _setup_forward, _differentiate_forward)

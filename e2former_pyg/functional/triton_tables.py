@@ -17,8 +17,9 @@ DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 # Accumulators that fit the registers of a lane: (moment, input row) pairs times the channels that
 # each lane holds.
 _ACCUMULATORS = 160
-# Edges of a tile: with the eight heads of a common layer, one number of a head for each lane.
-_TILE = 4
+# Inner products of a tile of the row pass: moments times edges times the channels of a lane.
+_PRODUCTS = 100
+_LANES = 32
 
 
 @cache
@@ -66,7 +67,8 @@ def parts(
     for path in coupling.paths:
         blocks.setdefault((path.degree_in, path.order), []).append(path)
     sizes = {key: (2 * key[0] + 1) * (2 * key[1] + 1) for key in blocks}
-    elements = 4
+    # Channels that each lane holds.
+    elements = max(1, min(4, _power(heads) * _power(channels) // _LANES))
     while elements > 1 and max(sizes.values()) * elements * (1 + wide) > _ACCUMULATORS:
         elements //= 2
     limit = max(_ACCUMULATORS // elements // (1 + wide), max(sizes.values()))
@@ -75,11 +77,14 @@ def parts(
         if sum(sizes[other] for other in groups[-1]) + sizes[key] > limit:
             groups.append([])
         groups[-1].append(key)
-    width = 32 * elements
+    width = _LANES * elements
     block = min(_power(channels), width)
     # Queries and keys lie on lanes like values.
     together = max(1, min(_power(heads), width // max(block, _power(d))))
-    shape = _TILE, together, block, _power(d), _power(functions)
+    # One number of an edge and a head for each lane.
+    tile = max(4, min(16, _LANES // together))
+    registers = elements * (1 + wide)
+    shape = tile, registers, together, block, _power(d), _power(functions)
     return tuple(
         _part(coupling, [path for key in group for path in blocks[key]], first, shape)
         for group in groups
@@ -122,6 +127,10 @@ def _part(coupling: Coupling, paths: list[Path], first: int, shape: tuple[int, .
     needed = list(dict.fromkeys(row for row, _, _ in by_pair))
     met = [len({row for row, pair, _ in by_pair if pair < n}) for n in range(len(pairs) + 1)]
     adjoint_starts = [sum(term[1] < n for term in terms) for n in range(len(pairs) + 1)]
+    tile, registers, *rest = shape
+    row_tile = tile
+    while row_tile > 2 and len(moments) * row_tile * registers > _PRODUCTS:
+        row_tile //= 2
     return Part(
         first,
         (
@@ -146,5 +155,7 @@ def _part(coupling: Coupling, paths: list[Path], first: int, shape: tuple[int, .
             tuple(coefficient for _, _, coefficient in by_pair),
             tuple(met),
         ),
-        *shape,
+        tile,
+        row_tile,
+        *rest,
     )

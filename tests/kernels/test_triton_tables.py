@@ -73,7 +73,7 @@ def check(paths, channels, wide, heads=8, d=16, functions=4):
         forward, adjoint, counts = 0, 0, 0
         written: set[int] = set()
         for part in (part for part in parts if part.first == first):
-            sizes = part.tile, part.heads, part.block, part.d, part.functions
+            sizes = part.tile, part.row_tile, part.heads, part.block, part.d, part.functions
             assert all(size & (size - 1) == 0 for size in sizes)
             assert part.d >= d and part.functions >= functions
             # Sums of all pairs fit the registers of a lane.
