@@ -26,13 +26,15 @@ def check_tensor(name: str, value: object) -> None:
 def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
     """Raises unless ``tensor`` has ``shape``; strings stand for sizes that are free."""
     check_tensor(name, tensor)
-    found = list(tensor.shape)
-    matches = len(found) == len(shape) and all(
-        isinstance(want, str) or size == want for size, want in zip(found, shape, strict=True)
-    )
-    if not matches:
-        expected = ", ".join(str(size) for size in shape)
-        raise ValueError(f"`{name}` must have shape [{expected}], got {found}")
+    found = tensor.shape
+    if len(found) == len(shape):
+        for size, want in zip(found, shape, strict=True):
+            if size != want and not isinstance(want, str):
+                break
+        else:
+            return
+    expected = ", ".join(str(size) for size in shape)
+    raise ValueError(f"`{name}` must have shape [{expected}], got {list(found)}")
 
 
 def check_floating(name: str, tensor: Tensor | None) -> None:

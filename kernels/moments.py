@@ -41,15 +41,16 @@ def accumulate(
 ):
     """Adds ``coefficients[moment] v[row]`` of each edge of a tile to each pair."""
     STRIDE: tl.constexpr = S.heads * S.channels
-    for n in range(P.tile):
-        where = edge.neighbor(graph, first + n, stop) * (S.input_rows * STRIDE) + channel
-        factors = lanes.wide_rows(coefficients, n, P.block)
-        out = ()
-        for row in tl.static_range(len(P.pairs[0])):
-            value = lanes.load(v + where + P.pairs[0][row] * STRIDE, mask).to(S.dtype)
-            for pair in tl.static_range(P.pairs[1][row], P.pairs[1][row + 1]):
-                out = out + (sums[pair] + factors[P.pairs[2][pair]] * value,)
-        sums = out
+    for n in range(0, P.tile, P.unroll):
+        for k in tl.static_range(P.unroll):
+            where = edge.neighbor(graph, first + n + k, stop) * (S.input_rows * STRIDE) + channel
+            factors = lanes.wide_rows(coefficients, n + k, P.block)
+            out = ()
+            for row in tl.static_range(len(P.pairs[0])):
+                value = lanes.load(v + where + P.pairs[0][row] * STRIDE, mask).to(S.dtype)
+                for pair in tl.static_range(P.pairs[1][row], P.pairs[1][row + 1]):
+                    out = out + (sums[pair] + factors[P.pairs[2][pair]] * value,)
+            sums = out
     return sums
 
 

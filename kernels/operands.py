@@ -68,6 +68,7 @@ class _Part(NamedTuple):
     adjoint: tuple[Any, ...]
     tile: Any  # edges of a tile, and
     row_tile: Any  # in the pass over rows, which holds a tile of features
+    unroll: Any  # edges at a time whose values forward and tangent passes read ahead
     heads: Any  # of a program
     block: Any  # channels of each head
     d: Any  # of queries and keys of each head, and

@@ -20,6 +20,10 @@ _ACCUMULATORS = 160
 # Inner products of a tile of the row pass: moments times edges times the channels of a lane.
 _PRODUCTS = 100
 _LANES = 32
+# Edges whose values forward and tangent passes read at a time, where sums are few: the compiler
+# takes long for more.
+_UNROLL = 4
+_FEW = 40
 
 
 @cache
@@ -157,5 +161,6 @@ def _part(coupling: Coupling, paths: list[Path], first: int, shape: tuple[int, .
         ),
         tile,
         row_tile,
+        _UNROLL if len(pairs) <= _FEW else 1,
         *rest,
     )

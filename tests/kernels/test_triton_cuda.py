@@ -27,7 +27,8 @@ pytestmark = [
 EXACT = (torch.float64, torch.float64, (1e-10,))
 SINGLE = (torch.float32, torch.float32, (2e-6, 1e-5, 1e-4))
 MIXED = (torch.float32, torch.float64, (2e-6, 1e-5, 1e-4))
-BRAIN = (torch.bfloat16, torch.float32, (1e-2,))
+# The normaliser's cotangent comes from path rows rounded to the dtype of the features.
+BRAIN = (torch.bfloat16, torch.float32, (1e-2, 1e-2, 2e-2))
 HALF = (torch.float16, torch.float32, (1e-2,))
 
 DEGREES = {
