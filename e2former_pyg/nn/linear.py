@@ -108,13 +108,15 @@ class PathLinear(nn.Module):
         check_shape("rows", rows, "N", self.coupling.num_rows, self.in_channels)
         check_floating("rows", rows)
         check_dtype("rows", rows, self.weight[0].dtype)
-        # Rows first, as in DegreeLinear: then no operation of a model meets mixed strides.
+        # Rows first, as in DegreeLinear: then no operation of a model meets mixed strides. The
+        # paths of a row lie together, so that no product needs a copy.
         counts = self.coupling.paths_per_degree
         sizes = [(2 * degree + 1) * paths for degree, paths in enumerate(counts)]
         parts = []
         for degree, part in enumerate(rows.split(sizes, dim=1)):
-            part = part.unflatten(1, (2 * degree + 1, counts[degree])).transpose(0, 1)
-            parts.append(part.flatten(2) @ self.weight[degree])  # [2 l + 1, N, paths * C]
+            size = 2 * degree + 1
+            part = part.unflatten(1, (size, counts[degree])).flatten(2).transpose(0, 1)
+            parts.append(torch.bmm(part, self.weight[degree].expand(size, -1, -1)))
         return torch.cat(parts, dim=0).transpose(0, 1)
 
     def __repr__(self) -> str:
