@@ -12,34 +12,30 @@ from .operands import Graph, Operands
 
 
 @triton.jit
-def normaliser_bar(z_bar, z_bar_dot, z_dot, index, S: tl.constexpr, DUAL: tl.constexpr):
-    """Cotangent of the normaliser as a jet, and the tangent of the normaliser."""
+def normaliser_bar(
+    z_bar, z_bar_dot, z_dot, index, S: tl.constexpr, DUAL: tl.constexpr, FIRST: tl.constexpr
+):
+    """Cotangent of the normaliser as a jet, which counts once, and the normaliser's tangent."""
     bar = jet.load(z_bar, z_bar_dot, index, (), S.dtype, DUAL)
+    if not FIRST:
+        bar = jet.scale(bar, 0.0)
     if DUAL:
         return bar, tl.load(z_dot + index).to(S.dtype)
     else:
-        return bar, bar[0] * 0.0
+        return bar, 0.0
 
 
 @triton.jit
-def moments_bar(dots, dots_dot, z_dot, S: tl.constexpr):
-    """Jets from the inner products with values and with their tangents. The output is the sum over
-    the normaliser, so that its cotangent has the tangent ``-z_dot`` times itself.
-    """
+def normalised(values, slopes, z_dot, S: tl.constexpr, DUAL: tl.constexpr):
+    """Jets of what is divided by the normaliser: its tangent is ``z_dot``, relative to it."""
     out = ()
-    for m in tl.static_range(len(dots)):
-        if S.attention:
-            out = out + ((dots[m], dots_dot[m] - z_dot * dots[m]),)
+    for m in tl.static_range(len(values)):
+        if not DUAL:
+            out = out + ((values[m],),)
+        elif S.attention:
+            out = out + ((values[m], slopes[m] - z_dot * values[m]),)
         else:
-            out = out + ((dots[m], dots_dot[m]),)
-    return out
-
-
-@triton.jit
-def singles(values):
-    out = ()
-    for n in tl.static_range(len(values)):
-        out = out + ((values[n],),)
+            out = out + ((values[m], slopes[m]),)
     return out
 
 
@@ -49,7 +45,8 @@ def last(a):
     return a[len(a) - 1]
 
 
-@triton.jit
+# Sizes that vary from batch to batch must not compile anew.
+@triton.jit(do_not_specialize=["rows", "span"])
 def backward_rows_kernel(
     x: Operands,
     x_dot: Operands,
@@ -87,10 +84,8 @@ def backward_rows_kernel(
         first_row = tl.load(bounds + 2 * program)
         last_row = tl.load(bounds + 2 * program + 1)
     for n in range(first_row, last_row):
-        i, start, stop = edge.row(graph, n)
-        point_i = edge.point(x.pos_i, x_dot.pos_i, i, DUAL)
-        strain = edge.tensor9(x.strain, x_dot.strain, i, DUAL)
-        type_i = tl.load(graph.type_i + i) * graph.num_types
+        i, start, stop = edge.visit(graph, n)
+        target = edge.target(x, x_dot, graph, i, DUAL)
         where_i = i * (S.output_rows * STRIDE) + channel
         place = i * S.heads + head
         lse_i = 0.0
@@ -101,40 +96,22 @@ def backward_rows_kernel(
         if S.attention:
             query_bar = tl.zeros([1, P.heads * P.d], S.dtype)
             lse_i = tl.load(lse + place)
-            z_i, z_dot_i = normaliser_bar(z_bar, z_bar_dot, z_dot, place, S, DUAL)
-            if not FIRST:
-                z_i = jet.scale(z_i, 0.0)
+            z_i, z_dot_i = normaliser_bar(z_bar, z_bar_dot, z_dot, place, S, DUAL, FIRST)
             if out.u is not None:
-                u_bar = edge.tiles(S.u_rows - 1, TILE, S, P)
-        point_bar = edge.tiles(3, TILE, S, P)
+                u_bar = lanes.zeros(S.u_rows - 1, TILE, P.heads, S)
+        point_bar = lanes.zeros(3, TILE, P.heads, S)
         strain_bar = ()
         if out.strain is not None:
-            strain_bar = edge.tiles(9, TILE, S, P)
+            strain_bar = lanes.zeros(9, TILE, P.heads, S)
 
         for first in range(start, stop, TILE):
             slot = first + tile
-            j, point_j, type_j = edge.fetch(
-                graph, slot, stop, x.pos_j, x_dot.pos_j, graph.type_j, DUAL
+            j, edge_id, e = edge.around(
+                target, slot, stop, head, own, x, x_dot, graph, S, True, DUAL
             )
             where = j * (S.input_rows * STRIDE) + channel
             dots, dots_dot = moments.contract(x.v, x_dot.v, grad, where, where_i, present, S, P)
-            if DUAL:
-                bar = moments_bar(dots, dots_dot, z_dot_i, S)
-            else:
-                bar = singles(dots)
-            edge_id = edge.identity(graph.edge, slot, stop)
-            e = edge.evaluate(
-                edge.separation(point_i, point_j, graph.shift, edge_id),
-                strain,
-                type_i + type_j,
-                slot < stop,
-                head,
-                own,
-                x.polynomials,
-                x_dot.polynomials,
-                S,
-                True,
-            )
+            bar = normalised(dots, dots_dot, z_dot_i, S, DUAL)
             if S.attention:
                 where_q = lanes.anew(place * S.d, j)
                 kappa = edge.inner(x, x_dot, where_q, (j * S.heads + head) * S.d, S, DUAL)
@@ -164,11 +141,11 @@ def backward_rows_kernel(
             if out.polynomials is not None:
                 block = e.cell
                 if bounds is not None:
-                    block -= type_i * S.cells
+                    block -= target.pairs * S.cells
                 block = tl.broadcast_to(block, (TILE, P.heads))
-                t = edge.whole(e.t, P)
                 slab = out.polynomials + program * slab_size
-                spline.add_to_slab(slab, block, g.functions, t, P.functions, S, P)
+                place_in_cell = edge.whole(e.t, P)
+                spline.add_to_slab(slab, block, g.functions, place_in_cell, P.functions, S, P)
 
         group = i * tl.num_programs(1) + tl.program_id(1)
         for axis in tl.static_range(3):
@@ -204,7 +181,7 @@ def backward_columns_kernel(
 ):
     """One program per source and group of heads; ``graph`` is transposed."""
     STRIDE: tl.constexpr = S.heads * S.channels
-    j, start, stop = edge.row(graph, tl.program_id(0).to(tl.int64))
+    j, start, stop = edge.visit(graph, tl.program_id(0).to(tl.int64))
     head, own = lanes.heads(S, P)
     channel, present = lanes.channels(S.channels, P.block, P.first, S, P)
     point_j = edge.point(x.pos_j, x_dot.pos_j, j, DUAL)
@@ -213,8 +190,8 @@ def backward_columns_kernel(
     if S.attention:
         dims, real = lanes.channels(S.d, P.d, 0, S, P)
         key_bar = tl.zeros([1, P.heads * P.d], S.dtype)
-    point_bar = edge.tiles(3, P.tile, S, P)
-    value_bar = moments.zeros(len(P.pairs[0]), P.heads * P.block, S.dtype)
+    point_bar = lanes.zeros(3, P.tile, P.heads, S)
+    value_bar = lanes.zeros(len(P.pairs[0]), 1, P.heads * P.block, S)
 
     tile = tl.arange(0, P.tile)[:, None]
     for first in range(start, stop, P.tile):
@@ -238,9 +215,7 @@ def backward_columns_kernel(
             where_k = lanes.anew((j * S.heads + head) * S.d, i)
             kappa = edge.inner(x, x_dot, place * S.d, where_k, S, DUAL)
             lse_i = tl.load(lse + place)
-            z_i, z_dot_i = normaliser_bar(z_bar, z_bar_dot, z_dot, place, S, DUAL)
-            if not FIRST:
-                z_i = jet.scale(z_i, 0.0)
+            z_i, z_dot_i = normaliser_bar(z_bar, z_bar_dot, z_dot, place, S, DUAL, FIRST)
         else:
             kappa = ()
             lse_i = 0.0
@@ -249,15 +224,10 @@ def backward_columns_kernel(
         w = edge.weights(e, kappa, x, x_dot, graph, lse_i, i, edge_id, head, S)
 
         products = edge.spread(w.weight, w.radial, e.harmonics, P)
+        factors = edge.parts(products, 0)
         if DUAL:
-            factors = ()
-            for m in tl.static_range(len(products)):
-                if S.attention:
-                    factors = factors + (products[m][1] - z_dot_i * products[m][0],)
-                else:
-                    factors = factors + (products[m][1],)
-        else:
-            factors = edge.parts(products, 0)
+            slopes = edge.parts(products, 1)
+            factors = edge.parts(normalised(factors, slopes, z_dot_i, S, DUAL), 1)
         value_bar, dots, dots_dot = moments.scatter(
             value_bar,
             factors,
@@ -273,10 +243,7 @@ def backward_columns_kernel(
             S,
             P,
         )
-        if DUAL:
-            bar = moments_bar(dots, dots_dot, z_dot_i, S)
-        else:
-            bar = singles(dots)
+        bar = normalised(dots, dots_dot, z_dot_i, S, DUAL)
         g = edge.vjp(e, w, bar, z_i, x, x_dot, graph, i, edge_id, head, S, P)
 
         point_bar = edge.added(point_bar, g.difference)

@@ -27,6 +27,14 @@ class Edge(NamedTuple):
     slopes: Any  # their derivatives with respect to r
 
 
+class Target(NamedTuple):
+    """What the edges of a row share."""
+
+    point: Any  # three jets
+    strain: Any  # nine jets, or ()
+    pairs: Any  # where the element pairs of its element begin
+
+
 class Weights(NamedTuple):
     """How much a tile of edges counts."""
 
@@ -70,7 +78,7 @@ def tensor9(pointer, tangent, index, DUAL: tl.constexpr):
 
 
 @triton.jit
-def row(graph, index):
+def visit(graph, index):
     """The row visited at a place, its first slot and the one after its last."""
     if graph.order is not None:
         index = tl.load(graph.order + index).to(tl.int64)
@@ -109,7 +117,9 @@ def inner(x, x_dot, where_q, where_k, S: tl.constexpr, DUAL: tl.constexpr):
 
 
 @triton.jit
-def added_rows(total, factor, x, x_dot, graph, first, stop, dims, mask, S, P: tl.constexpr):
+def added_rows(
+    total, factor, x, x_dot, graph, first, stop, dims, mask, S: tl.constexpr, P: tl.constexpr
+):
     """Adds, summed over a tile, the value or, of dual jets, the tangent of ``factor`` times the
     queries or keys of neighbours, ``[1, H D]``.
     """
@@ -117,7 +127,7 @@ def added_rows(total, factor, x, x_dot, graph, first, stop, dims, mask, S, P: tl
     for n in range(factor[0].shape[0]):
         where = neighbor(graph, first + n, stop) * (S.heads * S.d) + dims
         rows = jet.load(x, x_dot, where, mask, S.dtype, DUAL)
-        factors = lanes.wide_rows(factor, n, P.d)
+        factors = lanes.wide_picks(factor, n, P.d)
         if DUAL:
             total += factors[0] * rows[1] + factors[1] * rows[0]
         else:
@@ -135,9 +145,7 @@ def neighbor(graph, slot, stop):
 
 @triton.jit
 def fetch(graph, slot, stop, pos, pos_dot, types, DUAL: tl.constexpr):
-    """The neighbours at a tile of slots ``[T, 1]``: index, position and element type. Passes fetch
-    one tile ahead, so that these loads do not wait for one another.
-    """
+    """The neighbours at a tile of slots ``[T, 1]``: index, position and element type."""
     index = neighbor(graph, slot, stop)
     return index, point(pos, pos_dot, index, DUAL), tl.load(types + index)
 
@@ -180,14 +188,6 @@ def parts(jets, n: tl.constexpr):
 
 
 @triton.jit
-def tiles(COUNT: tl.constexpr, TILE: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
-    out = ()
-    for _ in tl.static_range(COUNT):
-        out = out + (tl.zeros([TILE, P.heads], S.dtype),)
-    return out
-
-
-@triton.jit
 def added(sums, jets):
     """Adds the value or, of dual jets, the tangent."""
     out = ()
@@ -198,7 +198,7 @@ def added(sums, jets):
 
 @triton.jit
 def added_products(sums, factor, jets):
-    """The same for ``factor`` times the entries after the first."""
+    """Adds the value or tangent of ``factor`` times the entries after the first."""
     out = ()
     for n in tl.static_range(len(sums)):
         product = jet.mul(factor, jets[n + 1])
@@ -291,6 +291,50 @@ def evaluate(
         functions,
         slopes,
     )
+
+
+@triton.jit
+def target(x, x_dot, graph, i, DUAL: tl.constexpr):
+    """The target of a row. Without ``DUAL`` tangents are not looked at."""
+    return Target(
+        point(x.pos_i, x_dot.pos_i, i, DUAL),
+        tensor9(x.strain, x_dot.strain, i, DUAL),
+        tl.load(graph.type_i + i) * graph.num_types,
+    )
+
+
+@triton.jit
+def around(
+    t,
+    slot,
+    stop,
+    head,
+    own,
+    x,
+    x_dot,
+    graph,
+    S: tl.constexpr,
+    SLOPES: tl.constexpr,
+    DUAL: tl.constexpr,
+):
+    """The sources at a tile of slots around a target, the edges' places in the caller's list, and
+    the edges.
+    """
+    j, point_j, type_j = fetch(graph, slot, stop, x.pos_j, x_dot.pos_j, graph.type_j, DUAL)
+    edge_id = identity(graph.edge, slot, stop)
+    e = evaluate(
+        separation(t.point, point_j, graph.shift, edge_id),
+        t.strain,
+        t.pairs + type_j,
+        slot < stop,
+        head,
+        own,
+        x.polynomials,
+        x_dot.polynomials,
+        S,
+        SLOPES,
+    )
+    return j, edge_id, e
 
 
 @triton.jit

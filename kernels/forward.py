@@ -11,34 +11,19 @@ from .operands import Graph, Operands
 def forward_kernel(x: Operands, graph: Graph, sink, out, lse, S: tl.constexpr, P: tl.constexpr):
     """Writes path rows and, for attention, the log-sum-exp of each target and head."""
     STRIDE: tl.constexpr = S.heads * S.channels
-    i, start, stop = edge.row(graph, tl.program_id(0).to(tl.int64))
+    i, start, stop = edge.visit(graph, tl.program_id(0).to(tl.int64))
     head, own = lanes.heads(S, P)
     channel, present = lanes.channels(S.channels, P.block, P.first, S, P)
-    point_i = edge.point(x.pos_i, None, i, False)
-    strain = edge.tensor9(x.strain, None, i, False)
-    type_i = tl.load(graph.type_i + i) * graph.num_types
+    target = edge.target(x, x, graph, i, False)
     if S.attention:
         largest = tl.load(sink + head).to(S.dtype)
         total = tl.zeros([P.tile, P.heads], S.dtype)
 
-    sums = moments.zeros(len(P.pairs[2]), P.heads * P.block, S.dtype)
+    sums = lanes.zeros(len(P.pairs[2]), 1, P.heads * P.block, S)
     tile = tl.arange(0, P.tile)[:, None]
     for first in range(start, stop, P.tile):
         slot = first + tile
-        j, point_j, type_j = edge.fetch(graph, slot, stop, x.pos_j, None, graph.type_j, False)
-        edge_id = edge.identity(graph.edge, slot, stop)
-        e = edge.evaluate(
-            edge.separation(point_i, point_j, graph.shift, edge_id),
-            strain,
-            type_i + type_j,
-            slot < stop,
-            head,
-            own,
-            x.polynomials,
-            None,
-            S,
-            False,
-        )
+        j, edge_id, e = edge.around(target, slot, stop, head, own, x, x, graph, S, False, False)
         if S.attention:
             where_q = lanes.anew((i * S.heads + head) * S.d, j)
             kappa = edge.inner(x, x, where_q, (j * S.heads + head) * S.d, S, False)

@@ -47,7 +47,7 @@ def envelope(distance, CUTOFF: tl.constexpr):
     ``r``. The caller masks what lies beyond the cutoff.
     """
     x = distance[0] * (1.0 / CUTOFF)
-    rest = 1.0 - x
+    rest = tl.maximum(1.0 - x, 0.0)  # x may round up to 1
     value = rest * rest * rest * (1.0 + x * (3.0 + 6.0 * x))
     first = (-30.0 / CUTOFF) * (x * x) * (rest * rest)
     second = (-60.0 / (CUTOFF * CUTOFF)) * x * rest * (1.0 - 2.0 * x)

@@ -81,9 +81,9 @@ def load(pointer, tangent, where, mask, DTYPE: tl.constexpr, DUAL: tl.constexpr)
 
 
 @triton.jit
-def rows(jets, n):
+def picks(jets, n):
     """Row ``n`` of the tiles of jets."""
     out = ()
     for m in tl.static_range(len(jets)):
-        out = out + (lanes.rows(jets[m], n),)
+        out = out + (lanes.picks(jets[m], n),)
     return out

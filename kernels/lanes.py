@@ -2,7 +2,8 @@
 
 Scores belong to an edge and a head: tiles ``[T, H]``, one number for each lane. Features are rows
 of the channels of all heads, ``[1, W]`` with ``W = H C``, read and summed for one edge after the
-other, so that no sum over edges crosses lanes. Masks are tuples, empty where nothing is masked.
+other (in the pass over rows for a tile of edges), so that sums of features over edges do not cross
+lanes. Masks are tuples, empty where nothing is masked.
 """
 
 import triton
@@ -22,7 +23,9 @@ def heads(S: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def channels(COUNT: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr, S, P: tl.constexpr):
+def channels(
+    COUNT: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr, S: tl.constexpr, P: tl.constexpr
+):
     """Offsets ``[1, W]`` in a node's row of ``BLOCK`` channels, from ``FIRST`` on, of the ``COUNT``
     that each head has; and which of them exist.
     """
@@ -91,26 +94,26 @@ def narrow(x, H: tl.constexpr):
 
 
 @triton.jit
-def row(x, n):
+def pick(x, n):
     """Row ``n`` of a tile ``[T, H]``, which lanes hand to the others of the same head."""
     return tl.gather(x, tl.full((1, x.shape[1]), n, tl.int32), 0)
 
 
 @triton.jit
-def rows(tiles, n):
+def picks(tiles, n):
     """Row ``n`` of each tile."""
     out = ()
     for m in tl.static_range(len(tiles)):
-        out = out + (row(tiles[m], n),)
+        out = out + (pick(tiles[m], n),)
     return out
 
 
 @triton.jit
-def wide_rows(tiles, n, C: tl.constexpr):
+def wide_picks(tiles, n, C: tl.constexpr):
     """Row ``n`` of each tile, ``[1, H C]``."""
     out = ()
     for m in tl.static_range(len(tiles)):
-        out = out + (widen(row(tiles[m], n), C),)
+        out = out + (widen(pick(tiles[m], n), C),)
     return out
 
 
@@ -133,4 +136,25 @@ def with_rows(tiles, n, rows):
         chosen = tl.arange(0, tiles[m].shape[0])[:, None] == n
         sums = narrow(rows[m], tiles[m].shape[1])
         out = out + (settled(tl.where(chosen, sums, tiles[m])),)
+    return out
+
+
+@triton.jit
+def zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, S: tl.constexpr):
+    """A tuple of tiles."""
+    out = ()
+    for _ in tl.static_range(COUNT):
+        out = out + (tl.zeros([ROWS, COLUMNS], S.dtype),)
+    return out
+
+
+@triton.jit
+def replaced(values, n: tl.constexpr, value):
+    """A tuple with one entry replaced."""
+    out = ()
+    for m in tl.static_range(len(values)):
+        if m == n:
+            out = out + (value,)
+        else:
+            out = out + (values[m],)
     return out

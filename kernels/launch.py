@@ -20,8 +20,9 @@ from .tangent import tangent_kernel
 
 NONE = Operands(*[None] * len(Operands._fields))
 
-# Programs of one multiprocessor that collect radial gradients: as many as its registers hold, so
-# that all run at once and each takes the same share of rows. `_SLAB_BYTES` bounds their slabs.
+# Programs of one multiprocessor that collect radial gradients: as many as its registers hold, at
+# 255 for each lane, so that all run at once and each takes the same share of rows. `_SLAB_BYTES`
+# bounds their slabs.
 _PROGRAMS = 8
 _SLAB_BYTES = 2**26
 
@@ -194,10 +195,14 @@ def _passes(
             return None
         return tensor.sum(axis).view(like.shape).to(like.dtype)
 
+    polynomials = None
+    if want.polynomials:  # without targets: zero
+        like = x.polynomials
+        polynomials = torch.zeros_like(like) if shares is None else shares.total(like)
     return out._replace(
         v=out.v.to(x.v.dtype),
         pos_i=total(out.pos_i, x.pos_i, 1),
         pos_j=total(out.pos_j, x.pos_j, 1),
         strain=total(out.strain, x.strain, 1),
-        polynomials=None if shares is None else shares.total(x.polynomials),
+        polynomials=polynomials,
     )

@@ -8,30 +8,10 @@ from . import edge, lanes
 
 
 @triton.jit
-def zeros(COUNT: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr):
-    out = ()
-    for _ in tl.static_range(COUNT):
-        out = out + (tl.zeros([1, COLUMNS], DTYPE),)
-    return out
-
-
-@triton.jit
 def scaled(sums, factor):
     out = ()
     for n in tl.static_range(len(sums)):
         out = out + (sums[n] * factor,)
-    return out
-
-
-@triton.jit
-def replaced(values, n: tl.constexpr, value):
-    """A tuple with one entry replaced."""
-    out = ()
-    for m in tl.static_range(len(values)):
-        if m == n:
-            out = out + (value,)
-        else:
-            out = out + (values[m],)
     return out
 
 
@@ -44,7 +24,7 @@ def accumulate(
     for n in range(0, P.tile, P.unroll):
         for k in tl.static_range(P.unroll):
             where = edge.neighbor(graph, first + n + k, stop) * (S.input_rows * STRIDE) + channel
-            factors = lanes.wide_rows(coefficients, n + k, P.block)
+            factors = lanes.wide_picks(coefficients, n + k, P.block)
             out = ()
             for row in tl.static_range(len(P.pairs[0])):
                 value = lanes.load(v + where + P.pairs[0][row] * STRIDE, mask).to(S.dtype)
@@ -101,7 +81,7 @@ def contract(v, v_dot, grad, where, where_i, mask, S: tl.constexpr, P: tl.conste
     tile: kept, they would take the registers that scores need.
     """
     STRIDE: tl.constexpr = S.heads * S.channels
-    dots = tiles(len(P.moments[0]), where.shape[0], S, P)
+    dots = lanes.zeros(len(P.moments[0]), where.shape[0], P.heads * P.block, S)
     dots_dot = dots
     loaded = ()
     for row in tl.static_range(len(P.pairs[0])):
@@ -112,19 +92,11 @@ def contract(v, v_dot, grad, where, where_i, mask, S: tl.constexpr, P: tl.conste
             loaded = needed_rows(loaded, grad, where_i, mask, pair, STRIDE, S, P)
             bar = adjoint_of(loaded, pair, P)
             total = dots[P.pairs[2][pair]] + bar * value
-            dots = replaced(dots, P.pairs[2][pair], total)
+            dots = lanes.replaced(dots, P.pairs[2][pair], total)
             if v_dot is not None:
                 total = dots_dot[P.pairs[2][pair]] + bar * value_dot
-                dots_dot = replaced(dots_dot, P.pairs[2][pair], total)
+                dots_dot = lanes.replaced(dots_dot, P.pairs[2][pair], total)
     return narrowed(dots, P), narrowed(dots_dot, P)
-
-
-@triton.jit
-def tiles(COUNT: tl.constexpr, TILE: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
-    out = ()
-    for _ in tl.static_range(COUNT):
-        out = out + (tl.zeros([TILE, P.heads * P.block], S.dtype),)
-    return out
 
 
 @triton.jit
@@ -158,14 +130,14 @@ def scatter(
     """
     STRIDE: tl.constexpr = S.heads * S.channels
     COUNT: tl.constexpr = len(P.moments[0])
-    dots = edge.tiles(COUNT, P.tile, S, P)
+    dots = lanes.zeros(COUNT, P.tile, P.heads, S)
     dots_dot = dots
     for n in range(P.tile):
         neighbor = edge.neighbor(graph, first + n, stop)
         where = neighbor * (S.output_rows * STRIDE) + channel
         where_v = lanes.anew(where_j, neighbor)
-        factors = lanes.wide_rows(coefficients, n, P.block)
-        products = zeros(COUNT, P.heads * P.block, S.dtype)
+        factors = lanes.wide_picks(coefficients, n, P.block)
+        products = lanes.zeros(COUNT, 1, P.heads * P.block, S)
         products_dot = products
         loaded = ()
         out = ()
@@ -180,10 +152,10 @@ def scatter(
                 bar = adjoint_of(loaded, pair, P)
                 total += factors[P.pairs[2][pair]] * bar
                 product = products[P.pairs[2][pair]] + bar * value
-                products = replaced(products, P.pairs[2][pair], product)
+                products = lanes.replaced(products, P.pairs[2][pair], product)
                 if v_dot is not None:
                     product = products_dot[P.pairs[2][pair]] + bar * value_dot
-                    products_dot = replaced(products_dot, P.pairs[2][pair], product)
+                    products_dot = lanes.replaced(products_dot, P.pairs[2][pair], product)
             out = out + (total,)
         sums = out
         dots = lanes.with_rows(dots, n, products)

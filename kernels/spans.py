@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .operands import Graph
 
@@ -47,27 +46,9 @@ def spans(graph: Graph, polynomials: Tensor, rows: int, programs: int, budget: i
         return Spans(count, span, None, graph, slabs, None)
 
     span = -(-rows // max(1, min(programs, budget * num_types // all_pairs)))
-    order, bounds, kind = _kept_by_type(graph.type_i, graph.order, num_types, span)
+    order, bounds, kind = _by_type(graph.type_i, graph.order, num_types, span)
     slabs = polynomials.new_zeros(kind.size(0), *polynomials.shape[1:])
     return Spans(kind.size(0), span, bounds, graph._replace(order=order), slabs, kind)
-
-
-# What `_by_type` gave for a tensor of types: layers and passes over one graph share it.
-_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def _kept_by_type(
-    types: Tensor, order: Tensor | None, num_types: int, span: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    # A captured graph must do this itself, for the types that it will be run with.
-    capturing = types.is_cuda and torch.cuda.is_current_stream_capturing()
-    if capturing or types.is_inference():
-        return _by_type(types, order, num_types, span)
-    key = types._version, num_types, span
-    kept = _kept.get(types)
-    if kept is None or kept[0] != key or kept[1] is not order:
-        kept = _kept[types] = key, order, _by_type(types, order, num_types, span)
-    return kept[2]
 
 
 def _by_type(
@@ -75,8 +56,10 @@ def _by_type(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """An order of the rows by type, and the rows of each program in it and their type."""
     rows, device = types.size(0), types.device
-    sorted_types = types if order is None else types[order]
-    _, by_type = sorted_types.sort(stable=True)
+    in_order = types if order is None else types[order]
+    # A radix sort takes a pass for each byte.
+    keys = in_order.to(torch.uint8) if num_types <= 256 else in_order
+    _, by_type = keys.sort(stable=True)
     counts = (types.unsqueeze(1) == torch.arange(num_types, device=device)).sum(0)
     blocks = (counts + span - 1).div(span, rounding_mode="floor")
     last_block = blocks.cumsum(0)

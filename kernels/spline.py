@@ -111,34 +111,23 @@ def add_to_slab(slab, block, values_bar, t, COUNT: tl.constexpr, S: tl.constexpr
     old = ()
     places = ()
     for n in tl.static_range(block.shape[0]):
-        blocks = blocks + (lanes.widen(lanes.row(block, n), COUNT * 4),)
+        blocks = blocks + (lanes.widen(lanes.pick(block, n), COUNT * 4),)
         # Four coefficients of a function lie together.
         place = tl.max_contiguous(tl.multiple_of(blocks[n] + where, (1, 4)), (1, 4))
         places = places + (slab + place,)
         old = old + (lanes.load(places[n], mask),)
-        row = polynomials_vjp(jet.rows(values_bar, n), lanes.rows(t, n), COUNT)
+        row = polynomials_vjp(jet.picks(values_bar, n), lanes.picks(t, n), COUNT)
         totals = totals + (row,)
     masks = ()
     for n in tl.static_range(block.shape[0]):
         first = blocks[n] == blocks[n]
         for m in tl.static_range(n):
             same = blocks[m] == blocks[n]
-            totals = increased(totals, m, tl.where(same & first, totals[n], 0.0))
+            total = totals[m] + tl.where(same & first, totals[n], 0.0)
+            totals = lanes.replaced(totals, m, total)
             first = first & ~same
         masks = masks + (lanes.both(first, mask),)
     for n in tl.static_range(block.shape[0]):
         lanes.put(places[n], old[n] + totals[n], masks[n], False)
-    # What other threads write next must see this.
+    # What other lanes read for the next tile must be this.
     tl.debug_barrier()
-
-
-@triton.jit
-def increased(values, n: tl.constexpr, value):
-    """A tuple with ``value`` added to one entry."""
-    out = ()
-    for m in tl.static_range(len(values)):
-        if m == n:
-            out = out + (values[m] + value,)
-        else:
-            out = out + (values[m],)
-    return out

@@ -25,36 +25,21 @@ def tangent_kernel(
     to it. ``y`` holds the path rows.
     """
     STRIDE: tl.constexpr = S.heads * S.channels
-    i, start, stop = edge.row(graph, tl.program_id(0).to(tl.int64))
+    i, start, stop = edge.visit(graph, tl.program_id(0).to(tl.int64))
     head, own = lanes.heads(S, P)
     channel, present = lanes.channels(S.channels, P.block, P.first, S, P)
-    point_i = edge.point(x.pos_i, x_dot.pos_i, i, True)
-    strain = edge.tensor9(x.strain, x_dot.strain, i, True)
-    type_i = tl.load(graph.type_i + i) * graph.num_types
+    target = edge.target(x, x_dot, graph, i, True)
     place = i * S.heads + head
     lse_i = 0.0
     if S.attention:
         lse_i = tl.load(lse + place)
         z = tl.zeros([P.tile, P.heads], S.dtype)
 
-    sums = moments.zeros(len(P.pairs[2]), P.heads * P.block, S.dtype)
+    sums = lanes.zeros(len(P.pairs[2]), 1, P.heads * P.block, S)
     tile = tl.arange(0, P.tile)[:, None]
     for first in range(start, stop, P.tile):
         slot = first + tile
-        j, point_j, type_j = edge.fetch(graph, slot, stop, x.pos_j, x_dot.pos_j, graph.type_j, True)
-        edge_id = edge.identity(graph.edge, slot, stop)
-        e = edge.evaluate(
-            edge.separation(point_i, point_j, graph.shift, edge_id),
-            strain,
-            type_i + type_j,
-            slot < stop,
-            head,
-            own,
-            x.polynomials,
-            x_dot.polynomials,
-            S,
-            False,
-        )
+        j, edge_id, e = edge.around(target, slot, stop, head, own, x, x_dot, graph, S, False, True)
         if S.attention:
             where_q = lanes.anew(place * S.d, j)
             kappa = edge.inner(x, x_dot, where_q, (j * S.heads + head) * S.d, S, True)

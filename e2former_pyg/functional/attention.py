@@ -111,6 +111,8 @@ def equivariant_attention(
     check_backend_name(backend)
     orders = as_orders(orders)
     check_shape("q", q, neighborhood.num_targets, "H", "D")
+    if q.size(2) == 0:
+        raise ValueError(f"`q` must have channels, got shape {list(q.shape)}")
     heads = q.size(1)
     check_shape("k", k, neighborhood.num_sources, heads, q.size(2))
     check_shape("sink", sink, heads)

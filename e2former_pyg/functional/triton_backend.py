@@ -245,8 +245,8 @@ def _differentiate_second(ctx: Any, *_: Any) -> None:
 
 
 def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
-    """Which operands' gradients somebody reads, among those that cost extra: forces alone need
-    none of weights.
+    """For each operand whether its gradient is asked for, and of :data:`_OPTIONAL` ones whether
+    somebody reads it: forces alone need none of weights.
     """
     operands = inputs[: _NUM_OPERANDS - 1]
     tensors = itertools.accumulate((tensor is not None for tensor in inputs), initial=0)
@@ -370,7 +370,7 @@ def path_rows(
         *operands,
         *(neighborhood.rowptr, neighborhood.col, edge, order),
         *(rowptr_t, col_t, edge_t, order_t),
-        *(radial.target_type, radial.source_type),
+        *(radial.target_type.long(), radial.source_type.long()),  # offsets are made of them
         prepared(edge_shift, pos[1].dtype),
         seed if dropout > 0 else None,
         *(paths.lmax_in, paths.lmax_out, paths.orders, parity, radial.cutoff, dropout),

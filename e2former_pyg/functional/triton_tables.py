@@ -19,6 +19,8 @@ DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 _ACCUMULATORS = 160
 # Inner products of a tile of the row pass: moments times edges times the channels of a lane.
 _PRODUCTS = 100
+# Registers of a lane for the gradient of a row of queries or keys.
+_QUERIES = 32
 _LANES = 32
 # Edges whose values forward and tangent passes read at a time, where sums are few: the compiler
 # takes long for more.
@@ -83,10 +85,11 @@ def parts(
         groups[-1].append(key)
     width = _LANES * elements
     block = min(_power(channels), width)
-    # Queries and keys lie on lanes like values.
-    together = max(1, min(_power(heads), width // max(block, _power(d))))
-    # One number of an edge and a head for each lane.
-    tile = max(4, min(16, _LANES // together))
+    together = max(
+        1, min(_power(heads), width // block, _QUERIES * _LANES // (1 + wide) // _power(d))
+    )
+    # Up to eight heads: at most one number of an edge and a head for each lane.
+    tile = max(4, min(8, _LANES // together))
     registers = elements * (1 + wide)
     shape = tile, registers, together, block, _power(d), _power(functions)
     return tuple(

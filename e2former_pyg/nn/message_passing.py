@@ -239,7 +239,9 @@ class EquivariantMessagePassing(MessagePassing):
             return out
         if x_dst is None:
             raise ValueError("`x` must hold target features (x[1]) with root_weight=True")
-        root = self.lin_root(x_dst[:, : (self.lin_root.lmax + 1) ** 2])
+        rows_in = (self.lin_root.lmax + 1) ** 2
+        # The derivative of a slice, also of a whole one, is a copy into zeros.
+        root = self.lin_root(x_dst if x_dst.size(1) == rows_in else x_dst[:, :rows_in])
         if root.size(1) < out.size(1):
             root = nn.functional.pad(root, (0, 0, 0, out.size(1) - root.size(1)))
         return out + root

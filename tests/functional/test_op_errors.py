@@ -13,6 +13,10 @@ from e2former_pyg.radial import RadialSplines
 ATTENTION = {
     "q of two dimensions": ({"q": lambda t: t[..., 0]}, "`q`"),
     "q of too few nodes": ({"q": lambda t: t[1:]}, "`q`"),
+    "q and k without channels": (
+        {"q": lambda t: t[..., :0], "k": lambda t: t[..., :0]},
+        "`q` must have channels",
+    ),
     "k of other heads": ({"k": lambda t: t[:, :1]}, "`k`"),
     "k of other channels": ({"k": lambda t: t[..., :2]}, "`k`"),
     "k of too few nodes": ({"k": lambda t: t[1:]}, "`k`"),

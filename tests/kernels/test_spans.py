@@ -7,7 +7,7 @@ spans = pytest.importorskip("e2former_pyg.kernels.spans")
 
 
 def arranged(types, order, num_types=5, span=7):
-    return spans._kept_by_type(types, order, num_types, span)
+    return spans._by_type(types, order, num_types, span)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -23,16 +23,3 @@ def test_every_row_has_one_program_of_its_type(ordered):
         assert stop - start <= 7 and (types[rows] == of).all()
         visited.append(rows)
     assert torch.equal(torch.cat(visited).sort().values, torch.arange(1000))
-
-
-def test_kept_while_the_types_stay_the_same():
-    types = torch.arange(50) % 5
-    first = arranged(types, None)
-    assert arranged(types, None) is first
-    assert arranged(types, None, span=5) is not first
-    types[0] = 1
-    again = arranged(types, None)
-    assert again is not first and (again[0][:9] != 0).all()
-    count = len(spans._kept)
-    del types
-    assert len(spans._kept) == count - 1

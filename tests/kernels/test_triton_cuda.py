@@ -56,6 +56,8 @@ CASES = {
     "bipartite": ({"sources": 23, "shift": True}, EXACT),
     "bipartite convolution": ({"convolution": True, "sources": 50, "shift": True}, EXACT),
     "channels 6 and heads 2": ({"channels": 6}, EXACT),
+    "three heads": ({"channels": 6, "groups": 3}, EXACT),
+    "programs that share a row": ({"channels": 160, "groups": 2, "lmax_in": 1}, EXACT),
     "channels 40": ({"channels": 40, "groups": 1, "lmax_in": 1}, EXACT),
     "higher output": ({"orders": (1,), "lmax_in": 1, "lmax": 2, "parity": "o3"}, EXACT),
     "lower output": ({"orders": (1,), "lmax": 0}, EXACT),

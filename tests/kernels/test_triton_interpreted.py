@@ -28,7 +28,12 @@ CASES = {
     "bipartite": {"sources": 3, "shift": True, "directional": 1},
     "bipartite convolution": {"convolution": True, "sources": 6, "shift": True, "groups": 2},
     "heads": {"groups": 2, "channels": 6, "bias": True},
-    "more channels than a block": {"channels": 20, "lmax_in": 0, "lmax": 1, "orders": (1,)},
+    "three heads": {"groups": 3, "channels": 6, **EVERYTHING, "orders": (1,)},
+    "more channels than a block": {"channels": 130, "lmax_in": 0, "lmax": 1, "orders": (1,)},
+    "programs that share a row": {
+        **{"groups": 2, "channels": 160, "lmax_in": 0, "lmax": 1, "orders": (1,)},
+        **{"bias": True, "graphs": 1},
+    },
     "higher output": {"orders": (1,), "lmax": 2, "parity": "o3"},
     "order 2": {"orders": (0, 2), "lmax": 0, "directional": 2},
 }
