@@ -66,7 +66,8 @@ def put(pointer, value, mask, ACCUMULATE: tl.constexpr):
 @triton.jit
 def anew(where, index):
     """``where``, in a form that depends on ``index``, which is not negative. The compiler would
-    else read what lies there once before a loop and keep it in registers: there are too few.
+    else read what lies there once before a loop and keep it in registers: there are too few. The
+    factor keeps the divisibility that loads of vectors need.
     """
     return where + tl.minimum(index, 0) * 16
 

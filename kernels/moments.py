@@ -1,5 +1,6 @@
-"""Sums over neighbours of moments, and their coupling to path rows; a row
-``[1, W]`` of features at a time."""
+"""Sums over neighbours of moments, and their coupling to path rows: a row ``[1, W]`` of features at
+a time, in the pass over rows a tile ``[T, W]``.
+"""
 
 import triton
 import triton.language as tl
