@@ -7,7 +7,7 @@ With ``DUAL`` a pass gives the derivative of these gradients along tangents of a
 import triton
 import triton.language as tl
 
-from . import edge, jet, lanes, moments, spline
+from . import edge, gradient, jet, lanes, moments, spline
 from .operands import Graph, Operands
 
 
@@ -119,7 +119,7 @@ def backward_rows_kernel(
                 kappa = ()
             w = edge.weights(e, kappa, x, x_dot, graph, lse_i, i, edge_id, head, S)
 
-            g = edge.vjp(e, w, bar, z_i, x, x_dot, graph, i, edge_id, head, S, P)
+            g = gradient.vjp(e, w, bar, z_i, x, x_dot, graph, i, edge_id, head, S, P)
 
             point_bar = edge.added(point_bar, g.difference)
             if out.strain is not None:
@@ -244,7 +244,7 @@ def backward_columns_kernel(
             P,
         )
         bar = normalised(dots, dots_dot, z_dot_i, S, DUAL)
-        g = edge.vjp(e, w, bar, z_i, x, x_dot, graph, i, edge_id, head, S, P)
+        g = gradient.vjp(e, w, bar, z_i, x, x_dot, graph, i, edge_id, head, S, P)
 
         point_bar = edge.added(point_bar, g.difference)
         if S.attention:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from e2former_pyg.graph import CSRNeighborhood
+
 _LEVELS = {"value": 0, "d": 1, "dd": 2}
 
 
@@ -110,8 +112,32 @@ def differences(
     return above
 
 
+def compiled_errors(
+    reference: Any, function: Callable[..., Tensor], cases: list[Any], **kwargs: Any
+) -> Iterator[float]:
+    """Errors of values and derivatives of ``function``, compiled once for all cases."""
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, **kwargs)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for case in cases:
+            case, inputs = case.leaves()
+            graph = CSRNeighborhood.from_edge_index(case.edge_index, case.size)
+            arguments = (
+                *(case.q, case.k, case.v, case.pos, graph.rowptr, graph.col),
+                *(case.coefficients, case.target_type, case.sink),
+            )
+            found, expected = compiled(*arguments), function(*arguments)
+            leaves = list(inputs.values())
+            yield reference.error(found, expected)
+            yield from map(
+                reference.error,
+                torch.autograd.grad(found.square().sum(), leaves),
+                torch.autograd.grad(expected.square().sum(), leaves),
+            )
+
+
 @pytest.fixture(scope="session")
 def twin() -> SimpleNamespace:
     """The functions above."""
-    functions = (cast, on, without_edges, derivatives, differences)
+    functions = (cast, on, without_edges, derivatives, differences, compiled_errors)
     return SimpleNamespace(**{function.__name__: function for function in functions})

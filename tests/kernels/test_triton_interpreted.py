@@ -239,7 +239,7 @@ def test_operators_are_registered_properly(calls, name):
     torch.library.opcheck(operator, calls[operator], test_utils=tests)
 
 
-def test_compiled_once_for_all_edge_counts(reference):
+def test_compiled_once_for_all_edge_counts(reference, twin):
     """One graph serves all sizes, forward and backward."""
 
     def function(q, k, v, pos, rowptr, col, coefficients, types, sink):
@@ -250,25 +250,9 @@ def test_compiled_once_for_all_edge_counts(reference):
         radial = radial._replace(coefficients=coefficients[..., 2:])
         return out + equivariant_convolution(v, pos, neighborhood, radial, **options)
 
-    torch._dynamo.reset()
-    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        # No size is that of something else, which the compiler would take for the same.
-        for nodes, edges in ((6, 11), (7, 13)):
-            case = make_case(
-                reference, nodes=nodes, edges=edges, lmax_in=0, channels=3, orders=(1,)
-            )
-            case, inputs = case.leaves()
-            graph = CSRNeighborhood.from_edge_index(case.edge_index, case.size)
-            arguments = (
-                *(case.q, case.k, case.v, case.pos, graph.rowptr, graph.col),
-                *(case.coefficients, case.target_type, case.sink),
-            )
-            found, expected = compiled(*arguments), function(*arguments)
-            leaves = list(inputs.values())
-            pairs = zip(
-                (found, *torch.autograd.grad(found.square().sum(), leaves)),
-                (expected, *torch.autograd.grad(expected.square().sum(), leaves)),
-                strict=True,
-            )
-            assert max(reference.error(a, b) for a, b in pairs) < EXACT
+    # No size is that of something else, which the compiler would take for the same.
+    sizes = (6, 11), (7, 13)
+    options = {"lmax_in": 0, "channels": 3, "orders": (1,)}
+    cases = [make_case(reference, nodes=n, edges=e, **options) for n, e in sizes]
+    errors = list(twin.compiled_errors(reference, function, cases, backend="aot_eager"))
+    assert len(errors) > 2 * len(cases) and all(error < EXACT for error in errors)
