@@ -9,6 +9,7 @@ import triton.language as tl
 
 from . import edge, gradient, jet, lanes, moments, spline
 from .operands import Graph, Operands
+from .spans import rows_of
 
 
 @triton.jit
@@ -46,7 +47,7 @@ def last(a):
 
 
 # Sizes that vary from batch to batch must not compile anew.
-@triton.jit(do_not_specialize=["rows", "span"])
+@triton.jit(do_not_specialize=["rows", "span", "num_types"])
 def backward_rows_kernel(
     x: Operands,
     x_dot: Operands,
@@ -57,9 +58,10 @@ def backward_rows_kernel(
     z_bar_dot,
     z_dot,
     out: Operands,
-    bounds,
+    firsts,
     rows,
     span,
+    num_types,
     slab_size,
     S: tl.constexpr,
     P: tl.constexpr,
@@ -67,8 +69,8 @@ def backward_rows_kernel(
     FIRST: tl.constexpr,
     ACCUMULATE: tl.constexpr,
 ):
-    """Each program visits ``span`` rows, or with ``bounds`` (first, last + 1) rows of one target
-    type, so that it can collect radial gradients.
+    """Each program visits ``span`` rows, with ``firsts`` those of one target type, so that it can
+    collect radial gradients.
     """
     STRIDE: tl.constexpr = S.heads * S.channels
     TILE: tl.constexpr = P.row_tile
@@ -80,9 +82,8 @@ def backward_rows_kernel(
         dims, real = lanes.channels(S.d, P.d, 0, S, P)
     first_row = program * span
     last_row = tl.minimum(first_row + span, rows)
-    if bounds is not None:
-        first_row = tl.load(bounds + 2 * program)
-        last_row = tl.load(bounds + 2 * program + 1)
+    if firsts is not None:
+        first_row, last_row = rows_of(program, firsts, num_types, span)
     for n in range(first_row, last_row):
         i, start, stop = edge.visit(graph, n)
         target = edge.target(x, x_dot, graph, i, DUAL)
@@ -140,7 +141,7 @@ def backward_rows_kernel(
                         lanes.put(out.bias + at, last(g.bias[m]), kept, ACCUMULATE)
             if out.polynomials is not None:
                 block = e.cell
-                if bounds is not None:
+                if firsts is not None:
                     block -= target.pairs * S.cells
                 block = tl.broadcast_to(block, (TILE, P.heads))
                 slab = out.polynomials + program * slab_size

@@ -56,4 +56,4 @@ def forward_kernel(x: Operands, graph: Graph, sink, out, lse, S: tl.constexpr, P
         sums = moments.scaled(sums, lanes.widen(1.0 / normaliser, P.block))
         lanes.put(lse + i * S.heads + head, largest + tl.log(normaliser), own, False)
     where = i * (S.output_rows * STRIDE) + channel
-    moments.store_coupled(sums, out, where, present, STRIDE, None, None, P)
+    moments.store_coupled(sums, out, where, present, STRIDE, None, None, None, P)

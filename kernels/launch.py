@@ -59,23 +59,15 @@ def forward(
     return out, lse
 
 
-def tangent(
-    x: Operands,
-    x_dot: Operands,
-    graph: Graph,
-    sink: Tensor | None,
-    sink_dot: Tensor | None,
-    y: Tensor,
-    lse: Tensor,
-    spec: Spec,
-    parts: Sequence[Part],
-) -> tuple[Tensor, Tensor]:
-    """Derivative of the path rows and, relative to the normaliser, that of the normaliser."""
-    out, z_dot = torch.empty_like(y), torch.empty_like(lse)
-    args = x, x_dot, graph, sink, sink_dot, lse, y, out, z_dot
-    for part in parts:
-        _launch(tangent_kernel, y.size(0), args, spec, part)
-    return out, z_dot
+def _normaliser(
+    y: Tensor, lse: Tensor, grad: Tensor, sink: Tensor | None, spec: Spec, part: Part
+) -> tuple[Tensor | None, Tensor | None]:
+    """Cotangent of the normaliser of attention, and the gradient of the sink by node."""
+    if sink is None:
+        return None, None
+    z_bar, sink_bar = torch.empty_like(lse), torch.empty_like(lse)
+    _launch(normaliser_kernel, y.size(0), (y, grad, sink, lse, z_bar, sink_bar), spec, part)
+    return z_bar, sink_bar
 
 
 def backward(
@@ -91,14 +83,9 @@ def backward(
     parts: Sequence[Part],
 ) -> tuple[Operands, Tensor | None]:
     """Gradients of all operands, and of the sink."""
-    z_bar = None
-    if spec.attention.value:
-        z_bar = torch.empty_like(lse)
-        _launch(normaliser_kernel, y.size(0), (y, grad, None, None, z_bar), spec, parts[0])
+    z_bar, sink_bar = _normaliser(y, lse, grad, sink, spec, parts[0])
     out = _passes(x, NONE, graph, transposed, lse, grad, z_bar, None, None, wanted, spec, parts)
-    if sink is None or z_bar is None:
-        return out, None
-    return out, ((sink - lse).exp() * z_bar).sum(0)
+    return out, None if sink_bar is None else sink_bar.sum(0)
 
 
 def second(
@@ -118,17 +105,15 @@ def second(
     """Derivative of the path rows along tangents, and of :func:`backward` along the same: the
     gradients of ``<backward(...), tangents>`` by ``grad`` and by the operands and the sink.
     """
-    y_dot, z_dot = tangent(x, x_dot, graph, sink, sink_dot, y, lse, spec, parts)
-    z_bar = z_bar_dot = None
-    if spec.attention.value:
-        z_bar, z_bar_dot = torch.empty_like(lse), torch.empty_like(lse)
-        _launch(normaliser_kernel, y.size(0), (y, grad, None, None, z_bar), spec, parts[0])
-        args = y_dot, grad, z_bar, z_dot, z_bar_dot
-        _launch(normaliser_kernel, y.size(0), args, spec, parts[0])
+    z_bar, _ = _normaliser(y, lse, grad, sink, spec, parts[0])
+    y_dot, z_dot, z_bar_dot = (torch.empty_like(like) for like in (y, lse, lse))
+    for n, part in enumerate(parts):
+        args = x, x_dot, graph, sink, sink_dot, lse, y, grad, z_bar, y_dot, z_dot, z_bar_dot
+        _launch(tangent_kernel, y.size(0), args, spec, part, n == 0)
     out = _passes(
         x, x_dot, graph, transposed, lse, grad, z_bar, z_bar_dot, z_dot, wanted, spec, parts
     )
-    if sink is None or z_bar is None or z_bar_dot is None:
+    if sink is None or z_bar is None:
         return y_dot, out, None
     slope = z_bar_dot if sink_dot is None else z_bar_dot + sink_dot * z_bar
     return y_dot, out, ((sink - lse).exp() * slope).sum(0)
@@ -180,12 +165,13 @@ def _passes(
         None if shares is None else shares.slabs,
     )
     # Without radial gradients a program has one row.
-    programs, span, bounds, row_graph = (targets, 1, None, graph) if shares is None else shares[:4]
+    programs, span, firsts, row_graph = (targets, 1, None, graph) if shares is None else shares[:4]
     slab_size = 0 if shares is None else shares.slabs[0].numel()
     args = lse, grad, z_bar, z_bar_dot, z_dot, out
     for n, part in enumerate(parts):
         options = dual, n == 0, not whole
-        rows = x, x_dot, row_graph, *args, bounds, targets, span, slab_size
+        sizes = targets, span, x.polynomials.size(0), slab_size
+        rows = x, x_dot, row_graph, *args, firsts, *sizes
         _launch(backward_rows_kernel, programs, rows, spec, part, *options)
         columns = x, x_dot, transposed, *args
         _launch(backward_columns_kernel, sources, columns, spec, part, *options)
@@ -193,7 +179,8 @@ def _passes(
     def total(tensor: Tensor | None, like: Tensor | None, axis: int) -> Tensor | None:
         if tensor is None or like is None:
             return None
-        return tensor.sum(axis).view(like.shape).to(like.dtype)
+        total = tensor.sum(axis) if tensor.size(axis) > 1 else tensor
+        return total.view(like.shape).to(like.dtype)
 
     polynomials = None
     if want.polynomials:  # without targets: zero

@@ -36,8 +36,11 @@ def accumulate(
 
 
 @triton.jit
-def store_coupled(sums, out, where, mask, STRIDE: tl.constexpr, y, z, P: tl.constexpr):
-    """Couples moments and writes each output row; with ``y`` less ``z y``."""
+def store_coupled(sums, out, where, mask, STRIDE: tl.constexpr, y, z, grad, P: tl.constexpr):
+    """Couples moments and writes each output row; with ``y`` less ``z y``. Returns the sum over
+    rows of their products with those of ``grad``, if given.
+    """
+    inner = tl.zeros_like(sums[0])
     for row in tl.static_range(len(P.coupling[0])):
         total = tl.zeros_like(sums[0])
         for n in tl.static_range(P.coupling[1][row], P.coupling[1][row + 1]):
@@ -45,7 +48,10 @@ def store_coupled(sums, out, where, mask, STRIDE: tl.constexpr, y, z, P: tl.cons
         place = where + P.coupling[0][row] * STRIDE
         if y is not None:
             total -= z * lanes.load(y + place, mask).to(total.dtype)
+        if grad is not None:
+            inner += total * lanes.load(grad + place, mask).to(total.dtype)
         lanes.put(out + place, total, mask, False)
+    return inner
 
 
 @triton.jit

@@ -7,8 +7,8 @@ from . import lanes
 
 
 @triton.jit
-def normaliser_kernel(y, grad, z_bar, z_dot, out, S: tl.constexpr, P: tl.constexpr):
-    """Writes ``-<y, grad>`` of each node and head, less ``z_bar z_dot`` where given."""
+def normaliser_kernel(y, grad, sink, lse, out, sink_bar, S: tl.constexpr, P: tl.constexpr):
+    """Writes ``-<y, grad>`` of each node and head, and its share of the gradient of the sink."""
     i = tl.program_id(0).to(tl.int64)
     head, own = lanes.heads(S, P)
     STRIDE: tl.constexpr = S.heads * S.channels
@@ -24,6 +24,6 @@ def normaliser_kernel(y, grad, z_bar, z_dot, out, S: tl.constexpr, P: tl.constex
             total += a * lanes.load(grad + where, mask).to(S.dtype)
     value = -lanes.narrow(tl.sum(total, axis=0, keep_dims=True), P.heads)
     place = i * S.heads + head
-    if z_dot is not None:
-        value -= tl.load(z_bar + place) * tl.load(z_dot + place)
     lanes.put(out + place, value, own, False)
+    share = tl.exp(tl.load(sink + head) - tl.load(lse + place))
+    lanes.put(sink_bar + place, share * value, own, False)

@@ -16,13 +16,18 @@ def tangent_kernel(
     sink_dot,
     lse,
     y,
+    grad,
+    z_bar,
     out,
     z_dot,
+    z_bar_dot,
     S: tl.constexpr,
     P: tl.constexpr,
+    FIRST: tl.constexpr,
 ):
     """Writes the derivative of the path rows and, for attention, that of the normaliser relative
-    to it. ``y`` holds the path rows.
+    to it and that of the normaliser's cotangent, of which only the first part writes what all of
+    them share. ``y`` holds the path rows, ``grad`` their cotangents.
     """
     STRIDE: tl.constexpr = S.heads * S.channels
     i, start, stop = edge.visit(graph, tl.program_id(0).to(tl.int64))
@@ -64,6 +69,11 @@ def tangent_kernel(
             slope += tl.exp(tl.load(sink + head) - lse_i) * tl.load(sink_dot + head)
         lanes.put(z_dot + place, slope, own, False)
         wide = lanes.widen(slope, P.block)
-        moments.store_coupled(sums, out, where, present, STRIDE, y, wide, P)
+        # Before rows are rounded to the type of the features.
+        inner = moments.store_coupled(sums, out, where, present, STRIDE, y, wide, grad, P)
+        value = -lanes.narrow(inner, P.heads)
+        if FIRST:
+            value -= tl.load(z_bar + place) * slope
+        lanes.put(z_bar_dot + place, value, own, not FIRST)
     else:
-        moments.store_coupled(sums, out, where, present, STRIDE, None, None, P)
+        moments.store_coupled(sums, out, where, present, STRIDE, None, None, None, P)

@@ -32,6 +32,11 @@ def _lacking() -> str | None:
 _LACKING = _lacking()
 
 
+def has_triton() -> bool:
+    """Whether a Triton that the kernels can use is installed."""
+    return _LACKING is None
+
+
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 

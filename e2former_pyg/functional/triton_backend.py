@@ -20,6 +20,7 @@ from ..kernels import launch
 from ..kernels.operands import Graph, Operands, Part, Spec, constants
 from ..radial import RadialSplines
 from .paths import Coupling, coupling
+from .registration import is_read, register
 from .triton_tables import DTYPES, harmonic_terms, parts
 
 _OPERANDS = (
@@ -40,17 +41,6 @@ _OPTIONAL = frozenset({"u", "bias", "strain", "polynomials"})
 
 # Nodes from which on the features no longer stay in the cache, so that the order of rows matters.
 _LARGE = 4096
-
-_LIBRARY = torch.library.Library("e2former_pyg", "DEF")
-_LIBRARY.define(f"path_rows({_OPERANDS}, {_REST}) -> (Tensor, Tensor)")
-_LIBRARY.define(
-    f"path_rows_backward({_OPERANDS}, {_REST}, Tensor y, Tensor lse, Tensor grad, bool[] wanted)"
-    " -> (" + ", ".join(["Tensor"] * _NUM_OPERANDS) + ")"
-)
-_LIBRARY.define(
-    f"path_rows_second({_OPERANDS}, {_REST}, Tensor y, Tensor lse, Tensor grad, {_TANGENTS}, "
-    "bool[] wanted) -> (" + ", ".join(["Tensor"] * (_NUM_OPERANDS + 1)) + ")"
-)
 
 
 class _Problem:
@@ -238,6 +228,10 @@ def _differentiate_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ..
     return (*_gradients(grads, inputs), *rest, grad_grad, None)
 
 
+def _setup_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    pass
+
+
 def _differentiate_second(ctx: Any, *_: Any) -> None:
     raise NotImplementedError(
         "the Triton backend has derivatives to second order; use backend='torch' for higher ones"
@@ -253,19 +247,11 @@ def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
     return [
         tensor is not None
         and bool(ctx.needs_input_grad[n + 1])
-        and (name not in _OPTIONAL or _is_read(ctx, position))
+        and (name not in _OPTIONAL or is_read(ctx, position))
         for n, (name, tensor, position) in enumerate(
             zip(Operands._fields, operands, tensors, strict=False)
         )
     ]
-
-
-def _is_read(ctx: Any, position: int) -> bool:
-    """Whether this run of the engine goes on to the node behind a tensor argument."""
-    try:
-        return torch._C._will_engine_execute_node(ctx.next_functions[position][0])
-    except (AttributeError, IndexError, RuntimeError, TypeError):  # outside the engine: unknown
-        return True
 
 
 def _gradients(
@@ -277,45 +263,27 @@ def _gradients(
     )
 
 
-def _register(name: str, function: Any, fake: Any, setup: Any, differentiate: Any) -> None:
-    """What :func:`torch.library.register_autograd` does, without its bookkeeping for defaults:
-    that takes time quadratic in the number of arguments, which here is half a millisecond.
-    """
-    qualified = f"e2former_pyg::{name}"
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    op = getattr(torch.ops.e2former_pyg, name).default
-
-    def below_autograd(keys: Any, arguments: Sequence[Any]) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
-
-    def forward(ctx: Any, keys: Any, *arguments: Any) -> Any:
-        output = below_autograd(keys, arguments)
-        setup(ctx, arguments, output)
-        return output
-
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return (None, *differentiate(ctx, *grads))
-
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    node: Any = type(f"{name}_autograd", (torch.autograd.Function,), methods)
-
-    def dispatch(keys: Any, *arguments: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return node.apply(keys, *arguments)
-        return below_autograd(keys, arguments)
-
-    _LIBRARY.impl(name, dispatch, "Autograd", with_keyset=True)
-
-
-_register("path_rows", _forward, _fake_forward, _setup_forward, _differentiate_forward)
-_register("path_rows_backward", _backward, _fake_backward, _setup_backward, _differentiate_backward)
-_register(
-    "path_rows_second",
+register(
+    f"path_rows({_OPERANDS}, {_REST}) -> (Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    _setup_forward,
+    _differentiate_forward,
+)
+register(
+    f"path_rows_backward({_OPERANDS}, {_REST}, Tensor y, Tensor lse, Tensor grad, bool[] wanted)"
+    " -> (" + ", ".join(["Tensor"] * _NUM_OPERANDS) + ")",
+    _backward,
+    _fake_backward,
+    _setup_backward,
+    _differentiate_backward,
+)
+register(
+    f"path_rows_second({_OPERANDS}, {_REST}, Tensor y, Tensor lse, Tensor grad, {_TANGENTS}, "
+    "bool[] wanted) -> (" + ", ".join(["Tensor"] * (_NUM_OPERANDS + 1)) + ")",
     _second,
     _fake_second,
-    lambda ctx, inputs, output: None,
+    _setup_nothing,
     _differentiate_second,
 )
 

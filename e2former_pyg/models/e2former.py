@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..functional.degree_linear import add_to_scalars
 from ..functional.paths import as_orders
 from ..functional.sharing import SharedGeometry
 from ..nn import E2FormerBlock, E2FormerConv, RMSNorm
-from ..nn.linear import add_to_scalars
 from .embedding import AtomEmbedding
 from .graphs import GraphInput, check_atoms, sorted_edges
 

@@ -30,16 +30,12 @@ def _degree_sums(lmax: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _sum(rows: Tensor, table: Tensor) -> Tensor:
     """Sums rows ``[N, M, h]`` to degrees, ``[N, degrees * h]``."""
-    sums = table @ rows.transpose(0, 1).flatten(1)
-    return sums.view(table.size(0), *rows[:, 0].shape).transpose(0, 1).flatten(1)
+    return (table @ rows).flatten(1)
 
 
 def _spread(sums: Tensor, table: Tensor) -> Tensor:
     """The transpose of :func:`_sum`."""
-    rows = table.t() @ sums.view(len(sums), table.size(0), sums.size(1) // table.size(0)).transpose(
-        0, 1
-    ).flatten(1)
-    return rows.view(table.size(1), len(sums), sums.size(1) // table.size(0)).transpose(0, 1)
+    return table.t() @ sums.view(len(sums), table.size(0), -1)
 
 
 @autograd_without_autocast

@@ -7,11 +7,7 @@ from torch import Tensor, nn
 
 from ..checks import check_dtype, check_floating, check_shape
 from ..functional import Coupling
-
-
-def add_to_scalars(x: Tensor, bias: Tensor) -> Tensor:
-    """Adds ``bias``, ``[C]`` or ``[N, C]``, to degree 0 of ``x [N, M, C]``."""
-    return x + nn.functional.pad(bias.unsqueeze(-2), (0, 0, 0, x.size(1) - 1))
+from ..functional.degree_linear import degree_linear
 
 
 def check_features(x: Tensor, lmax: int, channels: int) -> None:
@@ -45,6 +41,7 @@ class DegreeLinear(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.lmax = lmax
+        self._paths = (1,) * (lmax + 1)
         self.weight = nn.Parameter(torch.empty(lmax + 1, in_channels, out_channels))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
@@ -58,14 +55,7 @@ class DegreeLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_features(x, self.lmax, self.in_channels)
         check_dtype("x", x, self.weight.dtype)
-        # One batched product over rows: repeating weights costs less than a call per degree.
-        weight = torch.cat(
-            [w.expand(2 * degree + 1, -1, -1) for degree, w in enumerate(self.weight)]
-        )
-        if self.bias is None:
-            return torch.bmm(x.transpose(0, 1), weight).transpose(0, 1)
-        bias = nn.functional.pad(self.bias.view(1, 1, -1), (0, 0, 0, 0, 0, x.size(1) - 1))
-        return torch.baddbmm(bias, x.transpose(0, 1), weight).transpose(0, 1)
+        return degree_linear(x, self.weight.flatten(0, 1), self._paths, self.bias)
 
     def __repr__(self) -> str:
         return (
@@ -77,7 +67,7 @@ class PathLinear(nn.Module):
     r"""Mixes path rows into features, :math:`o^{(l_3)} = \sum_\mathrm{paths} W_\mathrm{path}\,
     y[\mathrm{path}] / \sqrt{\#\,\mathrm{paths\ into\ } l_3}`.
 
-    Degrees without a path are zero.
+    Degrees without a path are zero. An :obj:`addend` of the output's shape is added to it.
 
     Args:
         in_channels (int): Channels of the path rows.
@@ -104,20 +94,12 @@ class PathLinear(nn.Module):
         for weight in self.weight:
             nn.init.normal_(weight, std=max(weight.size(0), 1) ** -0.5)
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, addend: Tensor | None = None) -> Tensor:
         check_shape("rows", rows, "N", self.coupling.num_rows, self.in_channels)
         check_floating("rows", rows)
         check_dtype("rows", rows, self.weight[0].dtype)
-        # Rows first, as in DegreeLinear: then no operation of a model meets mixed strides. The
-        # paths of a row lie together, so that no product needs a copy.
-        counts = self.coupling.paths_per_degree
-        sizes = [(2 * degree + 1) * paths for degree, paths in enumerate(counts)]
-        parts = []
-        for degree, part in enumerate(rows.split(sizes, dim=1)):
-            size = 2 * degree + 1
-            part = part.unflatten(1, (size, counts[degree])).flatten(2).transpose(0, 1)
-            parts.append(torch.bmm(part, self.weight[degree].expand(size, -1, -1)))
-        return torch.cat(parts, dim=0).transpose(0, 1)
+        weight = torch.cat(tuple(self.weight))
+        return degree_linear(rows, weight, self.coupling.paths_per_degree, addend=addend)
 
     def __repr__(self) -> str:
         return (

@@ -234,17 +234,17 @@ class EquivariantMessagePassing(MessagePassing):
 
     def _finish(self, rows: Tensor, x_dst: Tensor | None) -> Tensor:
         """Mixes path rows and adds the self-connection."""
-        out = self.mix(rows)
         if self.lin_root is None:
-            return out
+            return self.mix(rows)
         if x_dst is None:
             raise ValueError("`x` must hold target features (x[1]) with root_weight=True")
         rows_in = (self.lin_root.lmax + 1) ** 2
         # The derivative of a slice, also of a whole one, is a copy into zeros.
         root = self.lin_root(x_dst if x_dst.size(1) == rows_in else x_dst[:, :rows_in])
-        if root.size(1) < out.size(1):
-            root = nn.functional.pad(root, (0, 0, 0, out.size(1) - root.size(1)))
-        return out + root
+        missing = (self.lmax + 1) ** 2 - rows_in
+        if missing > 0:
+            root = nn.functional.pad(root, (0, 0, 0, missing))
+        return self.mix(rows, root)
 
     def _spec(self, dtype: torch.dtype, lmax_harmonics: int = 0) -> Spec:
         """The specification of the edge-wise route."""

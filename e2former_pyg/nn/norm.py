@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..functional.degree_linear import add_to_scalars
 from ..precision import autograd_without_autocast
 from ..so3 import degree_index
 from ..so3.degrees import build_constant
-from .linear import add_to_scalars, check_features
+from .linear import check_features
 
 
 @torch.compiler.assume_constant_result

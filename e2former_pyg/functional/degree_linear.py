@@ -1,0 +1,95 @@
+"""Linear maps of the channels of each degree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .backends import has_triton
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def degree_linear(
+    x: Tensor,
+    weight: Tensor,
+    paths: Sequence[int],
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+) -> Tensor:
+    r"""Maps the channels of the rows of each degree by a matrix of its own,
+
+    .. math::
+        x'_{i, \ell m} = [x_{i, \ell m 1}, \ldots, x_{i, \ell m P_\ell}]\, W_\ell
+        + \delta_{\ell 0}\, b + a_{i, \ell m},
+
+    where a row of degree :math:`\ell` has :math:`P_\ell` paths side by side.
+
+    CUDA tensors of type float32, bfloat16 and float16 take a Triton kernel. It is as exact as
+    float32 allows, unless PyTorch was told to use TF32 for matrix products.
+
+    Args:
+        x (torch.Tensor): The features.
+        weight (torch.Tensor): The matrices of all degrees below one another.
+        paths (sequence): The number :math:`P_\ell` of paths of each degree.
+        bias (torch.Tensor, optional): Added to degree 0. (default: :obj:`None`)
+        addend (torch.Tensor, optional): Added to all rows. (default: :obj:`None`)
+
+    Shapes:
+        - **x:** :math:`(N, \sum_\ell (2\ell+1) P_\ell, C_\mathrm{in})`
+        - **weight:** :math:`(\sum_\ell P_\ell C_\mathrm{in}, C_\mathrm{out})`
+        - **bias:** :math:`(C_\mathrm{out})`
+        - **addend, output:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})`
+    """
+    if x.is_cuda and has_triton():
+        if torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+            addend = None if addend is None else addend.to(dtype)
+        if x.dtype in _DTYPES:
+            from .triton_linear import degree_linear as fused
+
+            return fused(x, weight, paths, bias, addend)
+    return degree_linear_torch(x, weight, paths, bias, addend)
+
+
+def degree_linear_torch(
+    x: Tensor,
+    weight: Tensor,
+    paths: Sequence[int],
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+) -> Tensor:
+    """The same in PyTorch. Rows come first in memory, so that no product needs a copy."""
+    channels = x.size(2)
+    if all(count == 1 for count in paths):
+        # One product for all rows: repeating matrices costs less than a call for each degree.
+        matrices = weight.view(len(paths), channels, -1)
+        weight = torch.cat([w.expand(2 * n + 1, -1, -1) for n, w in enumerate(matrices)])
+        x = x.transpose(0, 1)
+        if bias is None:
+            out = torch.bmm(x, weight)
+        else:
+            bias = torch.nn.functional.pad(bias.view(1, 1, -1), (0, 0, 0, 0, 0, x.size(0) - 1))
+            out = torch.baddbmm(bias, x, weight)
+        out = out.transpose(0, 1)
+    else:
+        sizes = [(2 * degree + 1) * count for degree, count in enumerate(paths)]
+        matrices = weight.split([count * channels for count in paths])
+        parts = []
+        for degree, part in enumerate(x.split(sizes, dim=1)):
+            size = 2 * degree + 1
+            part = part.unflatten(1, (size, paths[degree])).flatten(2).transpose(0, 1)
+            parts.append(torch.bmm(part, matrices[degree].expand(size, -1, -1)))
+        out = torch.cat(parts, dim=0).transpose(0, 1)
+        if bias is not None:
+            out = add_to_scalars(out, bias)
+    return out if addend is None else out + addend
+
+
+def add_to_scalars(x: Tensor, bias: Tensor) -> Tensor:
+    """Adds ``bias``, ``[C]`` or ``[N, C]``, to degree 0 of ``x [N, M, C]``."""
+    return x + torch.nn.functional.pad(bias.unsqueeze(-2), (0, 0, 0, x.size(1) - 1))

@@ -1,0 +1,150 @@
+"""Linear maps of each degree as Triton kernels. The map, its transpose and the gradient by the
+matrices are operators, whose derivatives are these three again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import degree_linear as kernels
+from .registration import is_read, register
+
+
+def _precision(x: Tensor, exact: str = "tf32x3") -> str:
+    if x.dtype != torch.float32 or not x.is_cuda:  # the interpreter knows only one
+        return "ieee"
+    return "tf32" if torch._C._get_cublas_allow_tf32() else exact
+
+
+def _map(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    addend: Tensor | None,
+    paths: Sequence[int],
+    channels: int,
+) -> Tensor:
+    # TF32 products want the summands of both factors side by side, those of bfloat16 do not.
+    precision = _precision(x, "bf16x6")
+    addend = None if addend is None else addend.contiguous()
+    with torch.cuda.device_of(x):
+        return kernels.rows(x.contiguous(), weight, bias, addend, paths, channels, False, precision)
+
+
+def _fake_map(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    addend: Tensor | None,
+    paths: Sequence[int],
+    channels: int,
+) -> Tensor:
+    return x.new_empty(x.size(0), len(paths) ** 2, weight.size(1))
+
+
+def _setup_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, _, *ctx.settings = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_map(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[1]:
+        grad_x = torch.ops.e2former_pyg.degree_linear_transposed(grad, weight, *ctx.settings)
+    if ctx.needs_input_grad[2] and is_read(ctx, 1):
+        grad_weight = torch.ops.e2former_pyg.degree_linear_weight(x, grad, *ctx.settings)
+    if ctx.needs_input_grad[3]:
+        grad_bias = grad[:, 0].sum(0)
+    return grad_x, grad_weight, grad_bias, grad if ctx.needs_input_grad[4] else None, None, None
+
+
+def _transposed(grad: Tensor, weight: Tensor, paths: Sequence[int], channels: int) -> Tensor:
+    with torch.cuda.device_of(grad):
+        return kernels.rows(
+            *(grad.contiguous(), weight, None, None),
+            *(paths, channels, True, _precision(grad)),
+        )
+
+
+def _fake_transposed(grad: Tensor, weight: Tensor, paths: Sequence[int], channels: int) -> Tensor:
+    num_rows = sum((2 * degree + 1) * count for degree, count in enumerate(paths))
+    return grad.new_empty(grad.size(0), num_rows, channels)
+
+
+def _setup_pair(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, *ctx.settings = inputs
+    ctx.save_for_backward(first, second)
+
+
+def _differentiate_transposed(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+    grad, weight = ctx.saved_tensors
+    grad_grad = grad_weight = None
+    if ctx.needs_input_grad[1]:
+        grad_grad = torch.ops.e2former_pyg.degree_linear(
+            cotangent, weight, None, None, *ctx.settings
+        )
+    if ctx.needs_input_grad[2] and is_read(ctx, 1):
+        grad_weight = torch.ops.e2former_pyg.degree_linear_weight(cotangent, grad, *ctx.settings)
+    return grad_grad, grad_weight, None, None
+
+
+def _weight(x: Tensor, grad: Tensor, paths: Sequence[int], channels: int) -> Tensor:
+    with torch.cuda.device_of(x):
+        return kernels.matrix(x.contiguous(), grad.contiguous(), paths, channels, _precision(x))
+
+
+def _fake_weight(x: Tensor, grad: Tensor, paths: Sequence[int], channels: int) -> Tensor:
+    return x.new_empty(sum(paths) * channels, grad.size(2))
+
+
+def _differentiate_weight(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+    x, grad = ctx.saved_tensors
+    grad_x = grad_grad = None
+    if ctx.needs_input_grad[1]:
+        grad_x = torch.ops.e2former_pyg.degree_linear_transposed(grad, cotangent, *ctx.settings)
+    if ctx.needs_input_grad[2]:
+        grad_grad = torch.ops.e2former_pyg.degree_linear(x, cotangent, None, None, *ctx.settings)
+    return grad_x, grad_grad, None, None
+
+
+register(
+    "degree_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, int[] paths, "
+    "int channels) -> Tensor",
+    _map,
+    _fake_map,
+    _setup_map,
+    _differentiate_map,
+)
+register(
+    "degree_linear_transposed(Tensor grad, Tensor weight, int[] paths, int channels) -> Tensor",
+    _transposed,
+    _fake_transposed,
+    _setup_pair,
+    _differentiate_transposed,
+)
+register(
+    "degree_linear_weight(Tensor x, Tensor grad, int[] paths, int channels) -> Tensor",
+    _weight,
+    _fake_weight,
+    _setup_pair,
+    _differentiate_weight,
+)
+
+
+def degree_linear(
+    x: Tensor,
+    weight: Tensor,
+    paths: Sequence[int],
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+) -> Tensor:
+    """As :func:`~e2former_pyg.functional.degree_linear.degree_linear`."""
+    out: Tensor = torch.ops.e2former_pyg.degree_linear(
+        x, weight, bias, addend, list(paths), x.size(2)
+    )
+    return out

@@ -1,0 +1,158 @@
+"""The linear maps of degrees as kernels, interpreted where there is no GPU, beside PyTorch's."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from e2former_pyg.functional.degree_linear import degree_linear, degree_linear_torch
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="tensors on the CPU need the interpreter"
+)
+
+# Paths of each degree, channels of a path and of the output.
+SMALL = {
+    "one path": ((1, 1, 1), 5, 7),
+    "paths": ((2, 3), 3, 4),
+    "a degree without paths": ((2, 0, 1), 17, 20),
+    "scalars": ((3,), 4, 1),
+    "blocks": ((1, 2), 70, 66),
+}
+LARGE = {**SMALL, "lmax 2": ((2, 4, 3), 128, 128), "lmax 6": ((1,) * 7, 32, 64)}
+
+
+def make_inputs(paths, in_channels, out_channels, nodes=9, device="cpu", dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    rows = sum((2 * degree + 1) * count for degree, count in enumerate(paths))
+    shapes = (
+        *((nodes, rows, in_channels), (sum(paths) * in_channels, out_channels)),
+        *((out_channels,), (nodes, len(paths) ** 2, out_channels)),
+    )
+    tensors = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+def derivatives(function, inputs, paths):
+    """Value, first and second derivatives, and those of the second ones by the features."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(like):
+        return torch.randn(like.shape, generator=generator).bfloat16().to(like)
+
+    x, weight, bias, addend = inputs
+    value = function(x, weight, paths, bias, addend)
+    cotangent = random(value).requires_grad_()
+    first = torch.autograd.grad(value, inputs, cotangent, create_graph=True)
+    results = [value, *first]
+    leaves = [x, weight, cotangent]
+    derived = first
+    for _ in range(2):
+        total = sum((tensor * random(tensor)).sum() for tensor in derived)
+        derived = torch.autograd.grad(total, leaves, create_graph=True, materialize_grads=True)
+        results += derived
+        if not any(tensor.requires_grad for tensor in derived):
+            break
+    return results
+
+
+def compare(function, inputs, paths, limit):
+    found = derivatives(function, inputs, paths)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = derivatives(degree_linear_torch, exact, paths)
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape and one.dtype == inputs[0].dtype
+        assert (one.double() - other).norm() <= limit * other.norm()
+
+
+def fused():
+    from e2former_pyg.functional.triton_linear import degree_linear
+
+    return degree_linear
+
+
+@interpreted
+@pytest.mark.parametrize("paths, in_channels, out_channels", SMALL.values(), ids=SMALL.keys())
+def test_derivatives(paths, in_channels, out_channels):
+    compare(fused(), make_inputs(paths, in_channels, out_channels), paths, 1e-6)
+
+
+@interpreted
+def test_strided_and_more_than_a_block_of_nodes():
+    x, weight, *rest = make_inputs((1, 1), 4, 3, nodes=150)
+    strided = x.detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
+    assert not strided.is_contiguous()
+    compare(fused(), [strided, weight, *rest], (1, 1), 1e-6)
+
+
+@interpreted
+def test_no_nodes():
+    inputs = make_inputs((1, 2), 4, 3, nodes=0)
+    value, grad_x, grad_weight, *_ = derivatives(fused(), inputs, (1, 2))
+    assert value.shape == (0, 4, 3) and grad_x.shape == (0, 7, 4) and not grad_weight.any()
+
+
+@interpreted
+def test_operators_are_registered_properly():
+    import e2former_pyg.functional.triton_linear  # noqa: F401
+
+    x, weight, bias, addend = make_inputs((1, 2), 4, 3)
+    grad = torch.randn(9, 4, 3, requires_grad=True)
+    ops = torch.ops.e2former_pyg
+    for operator, arguments in (
+        (ops.degree_linear, (x, weight, bias, addend)),
+        (ops.degree_linear, (x, weight, None, None)),
+        (ops.degree_linear_transposed, (grad, weight)),
+        (ops.degree_linear_weight, (x, grad)),
+    ):
+        torch.library.opcheck(operator.default, (*arguments, [1, 2], 4))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("paths, in_channels, out_channels", LARGE.values(), ids=LARGE.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_on_a_gpu(paths, in_channels, out_channels, dtype):
+    """Float32 is as exact as it can be, although the kernels multiply TF32 numbers."""
+    inputs = make_inputs(paths, in_channels, out_channels, 1000, "cuda", dtype)
+    limit = 1e-6 if dtype == torch.float32 else 1e-2
+    compare(degree_linear, inputs, paths, limit)
+
+
+@pytest.mark.cuda
+def test_tf32_on_request():
+    x, weight, bias = make_inputs((1, 1, 1), 64, 64, 100, "cuda")[:3]
+    exact = degree_linear_torch(x.double(), weight.double(), (1, 1, 1), bias.double())
+    before = torch.backends.cuda.matmul.allow_tf32
+    errors = []
+    try:
+        for allowed in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            value = degree_linear(x, weight, (1, 1, 1), bias)
+            errors.append(float((value - exact).norm() / exact.norm()))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert errors[0] < 1e-6 and 1e-5 < errors[1] < 1e-3
+
+
+@pytest.mark.cuda
+def test_autocast():
+    x, weight, bias = make_inputs((1, 1), 16, 8, 50, "cuda")[:3]
+    with torch.autocast("cuda", torch.bfloat16):
+        value = degree_linear(x, weight, (1, 1), bias)
+    assert value.dtype == torch.bfloat16
+    expected = degree_linear_torch(x, weight, (1, 1), bias)
+    assert (value - expected).norm() < 1e-2 * expected.norm()
+    assert all(
+        grad.dtype == torch.float32
+        for grad in torch.autograd.grad(value.float().sum(), (x, weight, bias))
+    )
+
+
+@pytest.mark.cuda
+def test_repeated_runs_are_equal_bit_by_bit():
+    inputs = make_inputs((2, 4, 3), 128, 128, 3000, "cuda")
+    first, second = (derivatives(degree_linear, inputs, (2, 4, 3)) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
