@@ -19,7 +19,7 @@ __all__ = ["MAX_ATOMIC_NUMBER", "RadialNetwork", "RadialSplines", "envelope"]
 MAX_ATOMIC_NUMBER = 118
 
 # Rows: powers of t in [0, 1); columns: the four cubic B-splines that overlap a cell.
-_BASIS = (
+BASIS = (
     (1 / 6, 4 / 6, 1 / 6, 0.0),
     (-3 / 6, 0.0, 3 / 6, 0.0),
     (3 / 6, -6 / 6, 3 / 6, 0.0),
@@ -35,7 +35,7 @@ def _basis(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @cache
 def _cached_basis(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return build_constant(lambda: torch.tensor(_BASIS, dtype=dtype, device=device).t())
+    return build_constant(lambda: torch.tensor(BASIS, dtype=dtype, device=device).t())
 
 
 @torch.compiler.assume_constant_result

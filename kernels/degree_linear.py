@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .operands import constants
+from .operands import Hashed, ceil_div, constants, next_power_of_2
 
 
-class Maps(NamedTuple):
+class _Maps(NamedTuple):
     """What the kernels are compiled for."""
 
     paths: tuple[Any, ...]  # in a row of each degree
@@ -32,12 +32,20 @@ class Maps(NamedTuple):
     precision: Any
 
 
-class Block(NamedTuple):
+class Maps(Hashed, _Maps):
+    """With a hash that is computed once."""
+
+
+class _Block(NamedTuple):
     """What a program computes at a time."""
 
     nodes: Any
     columns: Any
     channels: Any
+
+
+class Block(Hashed, _Block):
+    """With a hash that is computed once."""
 
 
 # Programs that share the sum of a gradient: a few for each multiprocessor. More write more.
@@ -212,7 +220,7 @@ def _block(nodes: int, columns: int, channels: int) -> Block:
 
 def _size(n: int, largest: int) -> int:
     """A power of two from 16, the least that the hardware multiplies, up to ``largest``."""
-    return max(16, min(triton.next_power_of_2(n), largest))
+    return max(16, min(next_power_of_2(n), largest))
 
 
 def rows(
@@ -248,8 +256,8 @@ def rows(
     out = x.new_empty(nodes, num_rows, width)
     # A column block lies in one degree, whose columns it may exceed.
     block = _block(64, _size(width, 64), _size(summands, 32))
-    blocks = triton.cdiv(columns, block.columns.value)
-    programs = triton.cdiv(nodes, 64) * degrees * degrees * blocks
+    blocks = ceil_div(columns, block.columns.value)
+    programs = ceil_div(nodes, 64) * degrees * degrees * blocks
     if programs > 0:
         rows_kernel[(programs,)](
             *(x, matrix.contiguous(), bias, addend, out, nodes, maps, block, blocks, transposed),
@@ -277,16 +285,16 @@ def matrix(
         return out.zero_()
     size = max(paths) * in_channels
     block = _block(32, _size(out_channels, 64), _size(size, 128))
-    in_blocks = triton.cdiv(size, block.channels.value)
-    out_blocks = triton.cdiv(out_channels, block.columns.value)
+    in_blocks = ceil_div(size, block.channels.value)
+    out_blocks = ceil_div(out_channels, block.columns.value)
     # Each of them sums over a part of the nodes.
     programs = out_blocks * sum(
-        (2 * degree + 1) * triton.cdiv(count * in_channels, block.channels.value)
+        (2 * degree + 1) * ceil_div(count * in_channels, block.channels.value)
         for degree, count in enumerate(paths)
     )
-    span = triton.cdiv(nodes, triton.cdiv(_PROGRAMS, programs))
-    span = triton.cdiv(span, 32) * 32
-    count = triton.cdiv(nodes, span)
+    span = ceil_div(nodes, ceil_div(_PROGRAMS, programs))
+    span = ceil_div(span, 32) * 32
+    count = ceil_div(nodes, span)
     parts = x.new_empty(
         count, maps.starts[-1].value * in_channels, out_channels, dtype=torch.float32
     )
@@ -294,6 +302,6 @@ def matrix(
     matrix_kernel[(programs,)](
         x, grad, parts, nodes, span, maps, block, in_blocks, out_blocks, num_warps=4
     )
-    grid = triton.cdiv(size * out_channels, 256), degrees
+    grid = ceil_div(size * out_channels, 256), degrees
     total_kernel[grid](parts, out, count, maps, 256)
     return out

@@ -14,7 +14,7 @@ from torch import Tensor
 from .backward import backward_columns_kernel, backward_rows_kernel
 from .forward import forward_kernel
 from .normaliser import normaliser_kernel
-from .operands import Graph, Operands, Part, Spec
+from .operands import Graph, Operands, Part, Spec, ceil_div
 from .spans import spans
 from .tangent import tangent_kernel
 
@@ -36,7 +36,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 def _groups(spec: Spec, part: Part) -> int:
     """Programs that share the heads of a row."""
-    return -(-spec.heads.value // part.heads.value)
+    return ceil_div(spec.heads.value, part.heads.value)
 
 
 def _launch(

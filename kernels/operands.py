@@ -21,7 +21,7 @@ class Operands(NamedTuple):
     polynomials: Any  # [T_t, T_s, cells, H, F, 4]
 
 
-class _Hashed:
+class Hashed:
     """Remembers its hash, which every launch asks for and long tables make slow."""
 
     def __hash__(self) -> int:
@@ -49,7 +49,7 @@ class _Spec(NamedTuple):
     dtype: Any  # of the arithmetic
 
 
-class Spec(_Hashed, _Spec):
+class Spec(Hashed, _Spec):
     """What a kernel is compiled for."""
 
 
@@ -75,7 +75,7 @@ class _Part(NamedTuple):
     functions: Any  # radial functions of each head: rounded up to powers of two
 
 
-class Part(_Hashed, _Part):
+class Part(Hashed, _Part):
     """A part of the paths and channels that one launch computes; results of parts add up."""
 
 
@@ -93,6 +93,16 @@ class Graph(NamedTuple):
     num_types: Any  # T_s
     shift: Any  # [E, 3], by edge
     seed: Any  # scalar
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Triton's own function costs microseconds."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is not below ``n``."""
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def constants(value: Any) -> Any:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .operands import Graph
+from .operands import Graph, ceil_div
 
 
 @triton.jit
@@ -68,7 +68,7 @@ class Spans(NamedTuple):
             return self.slabs.sum(0)
         out = torch.empty_like(like)
         size = self.slabs[0].numel()
-        grid = triton.cdiv(size, 256), like.size(0)
+        grid = ceil_div(size, 256), like.size(0)
         total_kernel[grid](self.slabs, self.firsts, out, size, self.rows, 256)
         return out
 
@@ -84,15 +84,15 @@ def spans(graph: Graph, polynomials: Tensor, rows: int, programs: int, budget: i
     fitting = budget // max(all_pairs, 1)
     programs = min(programs, rows)
     if fitting >= programs or num_types == 1:
-        span = -(-rows // max(1, min(programs, fitting)))
-        count = -(-rows // span)
+        span = ceil_div(rows, max(1, min(programs, fitting)))
+        count = ceil_div(rows, span)
         slabs = polynomials.new_zeros(count, *polynomials.shape)
         return Spans(count, span, None, graph, slabs)
 
-    span = -(-rows // max(1, min(programs, budget * num_types // all_pairs)))
+    span = ceil_div(rows, max(1, min(programs, budget * num_types // all_pairs)))
     order, firsts = by_type(graph.type_i, graph.order, num_types)
     # One more for each type than rows alone need.
-    count = -(-rows // span) + num_types
+    count = ceil_div(rows, span) + num_types
     slabs = polynomials.new_zeros(count, *polynomials.shape[1:])
     return Spans(count, span, firsts, graph._replace(order=order), slabs)
 

@@ -21,6 +21,7 @@ from ..kernels.operands import Graph, Operands, Part, Spec, constants
 from ..radial import RadialSplines
 from .paths import Coupling, coupling
 from .registration import is_read, register
+from .triton_polynomials import cell_polynomials
 from .triton_tables import DTYPES, harmonic_terms, parts
 
 _OPERANDS = (
@@ -315,12 +316,10 @@ def path_rows(
     def prepared(tensor: Tensor | None, dtype: torch.dtype | None = dtype) -> Tensor | None:
         return None if tensor is None else tensor.to(dtype).contiguous()
 
-    polynomials = radial.cell_polynomials(dtype).unflatten(-1, (-1, heads))
-    polynomials = polynomials.permute(0, 1, 2, 5, 4, 3).contiguous()
     operands = (
         *(prepared(q), prepared(k), v.contiguous(), prepared(u), prepared(edge_bias)),
         *(pos[1].contiguous(), pos[0].contiguous(), prepared(strain, None)),
-        *(polynomials, prepared(sink)),
+        *(cell_polynomials(radial.coefficients, heads, dtype), prepared(sink)),
     )
     # Edges are told apart only for what the caller gave by edge.
     by_edge = edge_shift is not None or edge_bias is not None or dropout > 0

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from ..kernels.operands import Part
+from ..kernels.operands import Part, next_power_of_2
 from ..so3 import clebsch_gordan, solid_harmonics
 from .paths import Coupling, Path
 
@@ -74,7 +74,7 @@ def parts(
         blocks.setdefault((path.degree_in, path.order), []).append(path)
     sizes = {key: (2 * key[0] + 1) * (2 * key[1] + 1) for key in blocks}
     # Channels that each lane holds.
-    elements = max(1, min(4, _power(heads) * _power(channels) // _LANES))
+    elements = max(1, min(4, next_power_of_2(heads) * next_power_of_2(channels) // _LANES))
     while elements > 1 and max(sizes.values()) * elements * (1 + wide) > _ACCUMULATORS:
         elements //= 2
     limit = max(_ACCUMULATORS // elements // (1 + wide), max(sizes.values()))
@@ -84,24 +84,24 @@ def parts(
             groups.append([])
         groups[-1].append(key)
     width = _LANES * elements
-    block = min(_power(channels), width)
+    block = min(next_power_of_2(channels), width)
     together = max(
-        1, min(_power(heads), width // block, _QUERIES * _LANES // (1 + wide) // _power(d))
+        1,
+        min(
+            next_power_of_2(heads),
+            width // block,
+            _QUERIES * _LANES // (1 + wide) // next_power_of_2(d),
+        ),
     )
     # Up to eight heads: at most one number of an edge and a head for each lane.
     tile = max(4, min(8, _LANES // together))
     registers = elements * (1 + wide)
-    shape = tile, registers, together, block, _power(d), _power(functions)
+    shape = tile, registers, together, block, next_power_of_2(d), next_power_of_2(functions)
     return tuple(
         _part(coupling, [path for key in group for path in blocks[key]], first, shape)
         for group in groups
         for first in range(0, channels, block)
     )
-
-
-def _power(n: int) -> int:
-    """The next power of two."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def _part(coupling: Coupling, paths: list[Path], first: int, shape: tuple[int, ...]) -> Part:

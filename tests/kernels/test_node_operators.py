@@ -1,0 +1,111 @@
+"""What else is done node by node or for pairs of elements, as kernels beside PyTorch's way."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from e2former_pyg.functional.degree_products import degree_products, degree_products_torch
+from e2former_pyg.radial import RadialSplines
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="tensors on the CPU need the interpreter"
+)
+gpu = pytest.param("cuda", marks=pytest.mark.cuda)
+devices = pytest.mark.parametrize("device", [pytest.param("cpu", marks=interpreted), gpu])
+
+
+def derivatives(function, x, levels=3):
+    """The value, and derivatives by the input and by cotangents, one after the other."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(like):
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    results = [function(x)]
+    leaves = [x]
+    for _ in range(levels):
+        cotangents = [random(out).requires_grad_() for out in results[-len(leaves) :]]
+        grads = torch.autograd.grad(
+            results[-len(leaves) :], leaves, cotangents, create_graph=True, materialize_grads=True
+        )
+        results += grads
+    return results
+
+
+def compare(found, expected, limit):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one.double() - other).norm() <= limit * other.norm()
+
+
+@devices
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(5, 9, 6), (7, 1, 2), (300, 4, 130), (0, 4, 2)], ids=str)
+def test_products(device, dtype, shape):
+    from e2former_pyg.functional.triton_products import degree_products as fused
+
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    strided = x.transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
+    found = derivatives(fused, strided)
+    exact = x.double().requires_grad_()
+    # The PyTorch way stops at the second derivative.
+    expected = derivatives(degree_products_torch, exact, 2)
+    assert found[0].dtype == dtype
+    compare(found[: len(expected)], expected, 1e-6 if dtype == torch.float32 else 1e-13)
+    assert torch.autograd.gradgradcheck(fused, exact) if 0 < x.numel() < 300 else True
+
+
+@devices
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 1, 4, 2), (0, 0, 5, 2)], ids=str)
+def test_polynomials(device, dtype, shape):
+    from e2former_pyg.functional.triton_polynomials import cell_polynomials
+
+    arithmetic = torch.promote_types(dtype, torch.float32)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+    def fused(coefficients):
+        return cell_polynomials(coefficients, 2, arithmetic)
+
+    def plain(coefficients):
+        nobody = coefficients.new_zeros(0, dtype=torch.long)
+        splines = RadialSplines(coefficients, nobody, nobody, 3.0)
+        rows = splines.cell_polynomials().unflatten(-1, (-1, 2))
+        return rows.permute(0, 1, 2, 5, 4, 3)
+
+    found = derivatives(fused, x.requires_grad_())
+    expected = derivatives(plain, x.detach().double().requires_grad_())
+    assert found[0].dtype == arithmetic and found[1].dtype == dtype
+    limit = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 1e-2}[dtype]
+    compare(found, expected, limit)
+
+
+@interpreted
+def test_operators_are_registered_properly():
+    import e2former_pyg.functional.triton_polynomials
+    import e2former_pyg.functional.triton_products  # noqa: F401
+
+    x, y = (torch.randn(5, 4, 6, requires_grad=True) for _ in range(2))
+    sums = torch.randn(5, 6, requires_grad=True)
+    coefficients = torch.randn(2, 1, 5, 6, requires_grad=True)
+    polynomials = torch.randn(2, 1, 2, 2, 3, 4, requires_grad=True)
+    ops = torch.ops.e2former_pyg
+    for operator, arguments in (
+        (ops.degree_products, (x,)),
+        (ops.degree_products_sum, (x, y)),
+        (ops.degree_products_spread, (sums, x)),
+        (ops.cell_polynomials, (coefficients, 2, torch.float64)),
+        (ops.cell_polynomials_transposed, (polynomials, torch.float32)),
+    ):
+        torch.library.opcheck(operator.default, arguments)
+
+
+@pytest.mark.cuda
+def test_cuda_tensors_take_the_kernel():
+    x = torch.randn(5, 4, 6, device="cuda", requires_grad=True)
+    assert "degree_products" in type(degree_products(x).grad_fn).__name__
