@@ -34,7 +34,7 @@ DEGREES = {
     "lmax 0": {"lmax_in": 0, "orders": (0,)},
     "lmax 1": {"lmax_in": 1, "orders": (1,)},
     "lmax 2": {"lmax_in": 2, "orders": (0, 1)},
-    "lmax 3": {"lmax_in": 3, "orders": (0, 1, 2)},
+    "lmax 3": {"lmax_in": 3, "orders": (0, 2)},
 }
 EVERYTHING = {"directional": 2, "bias": True, "shift": True, "graphs": 2}
 CONVOLUTION = {"convolution": True, "bias": True, "shift": True, "groups": 4, "channels": 8}
