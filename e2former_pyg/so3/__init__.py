@@ -5,9 +5,11 @@ from e2former_pyg.so3.coupling import clebsch_gordan, wigner_6j
 from e2former_pyg.so3.degrees import degree_index
 from e2former_pyg.so3.harmonics import solid_harmonics, spherical_harmonics
 from e2former_pyg.so3.irreps import default_irreps, from_irreps, to_irreps
+from e2former_pyg.so3.product import axis_aligned_product
 
 __all__ = [
     "addition_coefficient",
+    "axis_aligned_product",
     "clebsch_gordan",
     "default_irreps",
     "degree_index",
