@@ -24,13 +24,13 @@ class Tables:
     """Constants of :func:`dense_rows`."""
 
     coefficients: tuple[Tensor, ...]
-    """For each input degree ``[harmonics, rows * (2 * l1 + 1)]``, over all harmonics from 0."""
+    """For each input degree ``[harmonics of the orders, rows * (2 * l1 + 1)]``."""
     rows: tuple[Tensor, ...]
     """The output rows that each input degree reaches."""
     place: Tensor
     """Where each output row lies among the rows sorted by input degree."""
     gradients: tuple[Tensor, ...]
-    """For each degree from 1 up, what takes ``R^(l-1)`` to the gradient of ``R^l``."""
+    """For each order what takes ``R^(l-1)`` to the gradient of ``R^l``; nothing for order 0."""
 
 
 @torch.compiler.assume_constant_result
@@ -46,36 +46,50 @@ def tables(paths: Paths, like: Tensor) -> Tables:
 
 
 def _build_tables(paths: Paths, dtype: torch.dtype, device: torch.device) -> Tables:
-    lmax = max(paths.orders)
+    starts, num_harmonics = {}, 0
+    for order in paths.orders:
+        starts[order] = num_harmonics
+        num_harmonics += 2 * order + 1
     coefficients, rows = [], []
     for degree in range(paths.lmax_in + 1):
         mine = [path for path in paths.paths if path.degree_in == degree]
         rows.append([row for path in mine for row in paths.row_of(path)])
         table = torch.zeros(
-            (lmax + 1) ** 2, len(rows[-1]), 2 * degree + 1, dtype=torch.float64, device="cpu"
+            num_harmonics, len(rows[-1]), 2 * degree + 1, dtype=torch.float64, device="cpu"
         )
         start = 0
         for path in mine:
             stop = start + 2 * path.degree_out + 1
-            harmonics = slice(path.order**2, (path.order + 1) ** 2)
+            first = starts[path.order]
             part = torch.tensor(coupling_table(*path), device="cpu")
-            table[harmonics, start:stop] = part.permute(1, 2, 0)
+            table[first : first + part.size(1), start:stop] = part.permute(1, 2, 0)
             start = stop
         coefficients.append(table.flatten(1).to(device, dtype))
     flat = torch.tensor([row for part in rows for row in part], dtype=torch.long, device="cpu")
-    gradients = [torch.tensor(gradient_table(n), device="cpu") for n in range(1, lmax + 1)]
+    gradients = [
+        torch.tensor(gradient_table(order), device="cpu").permute(2, 1, 0).flatten(1)
+        for order in paths.orders
+        if order > 0
+    ]
     return Tables(
         tuple(coefficients),
         tuple(torch.tensor(part, dtype=torch.long, device=device) for part in rows),
         flat.argsort().to(device),
-        tuple(table.permute(2, 1, 0).flatten(1).to(device, dtype) for table in gradients),
+        tuple(table.to(device, dtype) for table in gradients),
     )
+
+
+def _of_orders(paths: Paths, harmonics: Tensor) -> Tensor:
+    """The harmonics ``[N, M]`` of the orders, of those of all degrees."""
+    if paths.orders == tuple(range(len(paths.orders))):
+        return harmonics
+    return torch.cat([harmonics[:, order**2 : (order + 1) ** 2] for order in paths.orders], dim=1)
 
 
 def dense_rows(paths: Paths, x: Tensor, r: Tensor) -> Tensor:
     """Path rows ``[N, P, C]``, sorted by input degree, of ``x [N, inputs, C]`` and ``r [N, 3]``."""
     constants = tables(paths, x)
-    harmonics = solid_harmonics(max(paths.orders), r)
+    harmonics = _of_orders(paths, solid_harmonics(max(paths.orders), r))
     parts = []
     for degree, (table, rows) in enumerate(
         zip(constants.coefficients, constants.rows, strict=True)
@@ -96,7 +110,8 @@ def gradient_by_vectors(paths: Paths, x: Tensor, grad_rows: Tensor, r: Tensor) -
     """
     constants = tables(paths, x)
     lmax = max(paths.orders)
-    cotangent = x.new_zeros(x.size(0), (lmax + 1) ** 2)
+    sizes = [2 * order + 1 for order in paths.orders]
+    cotangent = x.new_zeros(x.size(0), sum(sizes))
     for degree, (table, rows) in enumerate(
         zip(constants.coefficients, constants.rows, strict=True)
     ):
@@ -107,8 +122,12 @@ def gradient_by_vectors(paths: Paths, x: Tensor, grad_rows: Tensor, r: Tensor) -
     if lmax == 0:
         return gradient
     harmonics = solid_harmonics(lmax - 1, r)
-    for degree in range(1, lmax + 1):
-        mine = cotangent[:, degree**2 : (degree + 1) ** 2] @ constants.gradients[degree - 1]
-        below = harmonics[:, (degree - 1) ** 2 : degree**2].unsqueeze(-1)
-        gradient = gradient + (mine.unflatten(1, (3, -1)) @ below).squeeze(-1)
+    parts = [
+        (order, part)
+        for order, part in zip(paths.orders, cotangent.split(sizes, dim=1), strict=True)
+        if order > 0
+    ]
+    for (order, part), table in zip(parts, constants.gradients, strict=True):
+        below = harmonics[:, (order - 1) ** 2 : order**2].unsqueeze(-1)
+        gradient = gradient + ((part @ table).unflatten(1, (3, -1)) @ below).squeeze(-1)
     return gradient

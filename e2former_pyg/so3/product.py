@@ -36,7 +36,7 @@ def costs(paths: Paths, channels: int, mixed: int | None = None) -> dict[str, in
         channels (int): Channels of the features.
         mixed (int, optional): Channels after mixing; ``None`` if path rows are asked for.
     """
-    harmonics = (max(paths.orders) + 1) ** 2
+    harmonics = sum(2 * order + 1 for order in paths.orders)
     entries = sum((2 * path.degree_in + 1) * (2 * path.degree_out + 1) for path in paths.paths)
     rotate_in = sum((2 * degree + 1) ** 2 for degree in range(1, paths.lmax_in + 1))
     rotate_out = 0
@@ -61,11 +61,17 @@ def _choose(method: str, paths: Paths, channels: int, mixed: int | None) -> str:
     return min(found, key=lambda name: found[name])
 
 
-def path_rows(paths: Paths, x: Tensor, r: Tensor, method: str = "auto") -> Tensor:
-    """Path rows ``[N, P, C]`` of checked inputs of one dtype."""
+def path_rows(
+    paths: Paths, x: Tensor, r: Tensor, method: str = "auto", by_input: bool = False
+) -> Tensor:
+    """Path rows ``[N, P, C]`` of checked inputs of one dtype, if ``by_input`` in the order of
+    :func:`~e2former_pyg.so3.dense_product.dense_rows`: by ``l1``, then path, then ``m3``.
+    """
     if _choose(method, paths, x.size(2), None) == "aligned":
-        return aligned_rows(Frame(paths, r), x, r)
-    return dense_rows(paths, x, r).index_select(1, tables(paths, x).place)
+        rows = aligned_rows(Frame(paths, r), x, r)
+        return rows.index_select(1, torch.cat(tables(paths, x).rows)) if by_input else rows
+    rows = dense_rows(paths, x, r)
+    return rows if by_input else rows.index_select(1, tables(paths, x).place)
 
 
 @without_autocast
@@ -111,7 +117,7 @@ def axis_aligned_product(
 
     .. math::
         \mathrm{dense}: \quad & \sum_{\mathrm{paths}} (2l_1+1)(2l_3+1)\,
-        \left( C + (\ell_{\max}+1)^2 \right)
+        \Big( C + \sum_{\ell} (2\ell+1) \Big)
 
         \mathrm{aligned}: \quad & C \Big( \sum_{l_1 \ge 1} (2l_1+1)^2 + 4P \Big)
         + \sum_{l_3 \ge 1} (2l_3+1)^2\, C_{l_3} + F
