@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .image_rows import number_rows
 
@@ -42,11 +43,15 @@ def reach(order: int, cutoff: float, dtype: torch.dtype) -> float:
 
 
 def origins(pos: Tensor, distance: float) -> Origins:
-    """Origins such that each of ``pos [N, 3]`` has one within ``distance``."""
+    """Origins such that each of ``pos [N, 3]`` has one within ``distance``.
+
+    A graph that is being traced can not depend on positions: it gets a single origin.
+    """
     if pos.size(0) == 0:
         return Origins(pos.new_zeros(1, 3), None)
     low, high = torch.aminmax(pos.detach(), dim=0)
-    if float(torch.linalg.vector_norm(high - low)) <= 2 * distance:
+    traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
+    if traced or float(torch.linalg.vector_norm(high - low)) <= 2 * distance:
         return Origins(((low + high) / 2).unsqueeze(0), None)
     side = 2 * distance / math.sqrt(3)
     cube = ((pos.detach() - low) / side).floor()

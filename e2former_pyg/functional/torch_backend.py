@@ -134,7 +134,7 @@ class Sums(NamedTuple):
 
     def rows(self, tensor: Tensor) -> Tensor:
         """What each row has of its source."""
-        return tensor if self.source is None else tensor.index_select(0, self.source)
+        return tensor if self.source is None else tensor[self.source]
 
 
 def direct_sums(spec: Spec, neighborhood: CSRNeighborhood, v: Tensor) -> Sums:

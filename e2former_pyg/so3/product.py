@@ -164,13 +164,15 @@ def axis_aligned_product(
     lmax = lmax_in if lmax is None else check_degree("lmax", lmax)
     paths = product_paths(lmax_in, lmax, as_orders(order), parity)
     dtype = torch.promote_types(x.dtype, r.dtype)
-    x, r = x.to(dtype), r.to(dtype)
+    # Frames and powers of vectors are not for half precision.
+    wide = torch.promote_types(dtype, torch.float32)
+    x, r = x.to(wide), r.to(wide)
     if weight is None:
-        return path_rows(paths, x, r, method)
-    weight = [w.to(dtype) for w in _check_weight(weight, paths, x.size(2))]
+        return path_rows(paths, x, r, method).to(dtype)
+    weight = [w.to(wide) for w in _check_weight(weight, paths, x.size(2))]
     if _choose(method, paths, x.size(2), weight[0].size(1)) == "aligned":
-        return aligned_mixed(Frame(paths, r), x, r, weight)
-    return mix(paths, path_rows(paths, x, r, "dense"), weight)
+        return aligned_mixed(Frame(paths, r), x, r, weight).to(dtype)
+    return mix(paths, path_rows(paths, x, r, "dense"), weight).to(dtype)
 
 
 def _check_weight(weight: Sequence[Tensor], paths: Paths, channels: int) -> Sequence[Tensor]:

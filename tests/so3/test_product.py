@@ -324,6 +324,10 @@ def test_precision_and_sizes(reference, method):
     assert found.dtype == torch.float32
     assert reference.error(found, exact) < 1e-6
     assert axis_aligned_product(x.float(), r, 1, method=method).dtype == torch.float64
+    half = axis_aligned_product(x.bfloat16(), r.bfloat16(), (0, 1, 2, 3), method=method)
+    rounded = x.bfloat16().double(), r.bfloat16().double()
+    assert half.dtype == torch.bfloat16
+    assert reference.error(half, axis_aligned_product(*rounded, (0, 1, 2, 3))) < 3e-3
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(axis_aligned_product(x, r, (0, 1, 2, 3), method=method), exact)
     weight = make_weight(3, 3, (1,), 4, 2)
