@@ -94,7 +94,7 @@ def peak_mib(run: Callable[[], list[Tensor]], device: str) -> float:
 
 def errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
     return [
-        float((one.double() - two).norm() / two.norm())
+        float((one.detach().double() - two.detach()).norm() / two.detach().norm())
         for one, two in zip(found, expected, strict=True)
         if two.norm() > 0
     ]
@@ -152,7 +152,7 @@ def make_cases(args: argparse.Namespace) -> list[NodeCase | EdgeCase]:
     return cases
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--nodes", type=int, default=128)
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="the least number of runs")
     parser.add_argument("--seconds", type=float, default=2.0, help="time for further runs")
     parser.add_argument("--out", default=None, help="name of the results (wigner6j_DEVICE)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     meter = Meter(args.device, args.repeats, args.seconds)

@@ -5,6 +5,10 @@ sum of terms that are ``(D / r)**l`` times larger and cancel. In float64 the rel
 over neighbours within a cutoff is about ``(4 D / cutoff)**l`` roundings. As long as this is small
 enough for the features one origin serves all atoms; beyond, space is divided into cubes, and a
 source has a row for each cube with targets that see it.
+
+Origins close by would do without float64: in float32, within 4 Å, the error is 1e-5 at order 4. But
+then there are four times as many rows, twice the memory, and on a CPU no less time (343 periodic
+atoms with 50 neighbours each, orders 1 to 4). Hence float64, and as few origins as it allows.
 """
 
 from __future__ import annotations

@@ -136,7 +136,8 @@ class Frame:
 
     def _take(self, rows: Tensor, index: _Index) -> Tensor:
         scale = self.powers.index_select(1, index.order) * index.coefficient
-        return rows.index_select(1, index.row) * scale.unsqueeze(-1)
+        # In place: a second copy of all rows would cost more than all else here.
+        return rows.index_select(1, index.row).mul_(scale.unsqueeze(-1))
 
 
 def mix(paths: Paths, rows: Tensor, weights: Sequence[Tensor]) -> Tensor:
