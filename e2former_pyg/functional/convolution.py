@@ -69,7 +69,8 @@ def equivariant_convolution(
             edge list.
         algorithm (str, optional): ``"direct"``, or ``"factorized"``, which expands the harmonics
             of edges in those of nodes (:mod:`e2former_pyg.functional.factorized`): the same
-            function, always in PyTorch. (default: :obj:`"direct"`)
+            function, always in PyTorch. It holds a row of products for each source and image, for
+            each edge if :obj:`edge_shift` needs a gradient. (default: :obj:`"direct"`)
         backend (str, optional): ``"torch"``, ``"triton"`` (fused kernels, for orders up to 4 and
             degrees up to 6) or ``"auto"``, which takes the kernels for CUDA tensors where they
             support the call. (default: :obj:`"auto"`)

@@ -79,7 +79,7 @@ def test_recoupling(reference):
 
 
 def test_recoupling_coefficients_match_sympy():
-    for l1, degree, l3, k in cases(3):
+    for l1, degree, l3, k in cases(4):
         for inner in range(abs(l1 - k), l1 + k + 1):
             if not abs(inner - l3) <= degree - k <= inner + l3:
                 continue

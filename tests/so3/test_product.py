@@ -12,7 +12,7 @@ from e2former_pyg.so3 import axis_aligned_product
 from e2former_pyg.so3.aligned_product import signed_index
 from e2former_pyg.so3.frames import aligning_rotation, rotation_matrices
 from e2former_pyg.so3.paths import Path
-from e2former_pyg.so3.product import costs, product_paths
+from e2former_pyg.so3.product import costs, path_rows, product_paths
 
 METHODS = pytest.mark.parametrize("method", ["aligned", "dense"])
 
@@ -194,6 +194,18 @@ def test_highest_degrees(reference, method):
     orders = tuple(range(7))
     found = axis_aligned_product(x, r, orders, method=method)
     assert reference.error(found, naive(x, r, 6, orders)) < 1e-13
+
+
+@METHODS
+def test_rows_by_input(reference, method):
+    """The same rows: by input degree, then path, then m3."""
+    paths = product_paths(3, 2, (1, 2), "so3")
+    x, r = random(5, 16, 2, seed=1), random(5, 3)
+    found = path_rows(paths, x, r, method, by_input=True)
+    rows = naive(x, r, 2, (1, 2))
+    order = sorted(paths.paths, key=lambda path: path.degree_in)
+    expected = torch.cat([rows[:, list(paths.row_of(path))] for path in order], dim=1)
+    assert reference.error(found, expected) < 1e-13
 
 
 @METHODS
