@@ -17,10 +17,11 @@ Methods take turns, so that a busy machine slows all. ``forward+backward`` has t
 all inputs. ``relative_error`` is the largest, of the result and of the derivatives, against
 ``dense`` and ``direct`` in float64, which tests hold to e3nn's coefficients; e3nn's own product is
 one of those compared. A wrong result stops the run. ``peak_mib`` is what a call allocates at its
-peak beyond what was held before. ``fastest`` names the quickest method of each case and pass.
+peak beyond what was held before. ``fastest`` names the quickest method of each case and pass. An
+``ms`` of null: it did not fit into memory.
 
     python benchmarks/wigner6j.py
-    python benchmarks/wigner6j.py --device cuda --nodes 10240 --atoms 4096 --channels 128
+    python benchmarks/wigner6j.py --device cuda --nodes 4096 --atoms 4096 --channels 128
 """
 
 from __future__ import annotations
@@ -113,32 +114,54 @@ def measure(case: NodeCase | EdgeCase, meter: Meter, device: str) -> Iterator[di
     )
     for which in PASSES:
         expected = make_run(methods[case.reference], exact, which)()
-        runs = {name: make_run(method, inputs, which) for name, method in methods.items()}
-        wrong = {name: max(errors(run(), expected)) for name, run in runs.items()}
-        for name, error in wrong.items():
-            if not error < TOLERANCE:
-                raise RuntimeError(f"{case.name}: {name} has a relative error of {error:.1e}")
+        runs, wrong = {}, {}
+        for name, method in methods.items():
+            try:
+                run = make_run(method, inputs, which)
+                wrong[name] = max(errors(run(), expected))
+            except torch.OutOfMemoryError:
+                meter.release()
+                continue
+            if not wrong[name] < TOLERANCE:
+                raise RuntimeError(f"{case.name}: {name} has a relative error of {wrong[name]:.1e}")
+            runs[name] = run
         del expected
         timings = dict(zip(runs, meter.times(list(runs.values())), strict=True))
         fastest = min(timings, key=lambda name: timings[name].median)
-        for name, timing in timings.items():
-            yield {
+        for name in methods:
+            record = {
                 "case": f"{case.name}/{which}/{name}",
                 **{k: v for k, v in vars(case).items() if k != "orders"},
                 "orders": list(case.orders),
                 "pass": which,
                 "method": name,
                 "device": device,
-                "ms": timing.median,
-                "spread_ms": timing.spread,
-                "runs": timing.runs,
-                "peak_mib": peak_mib(runs[name], device),
-                "relative_error": wrong[name],
-                "ratio_to": {
-                    other: timing.median / timings[other].median for other in runs if other != name
-                },
                 "fastest": fastest,
+                "ms": None,
             }
+            if name in timings:
+                median, spread, count = timings[name]
+                ratios = {other: median / timings[other].median for other in runs if other != name}
+                record |= {
+                    "ms": median,
+                    "spread_ms": spread,
+                    "runs": count,
+                    "peak_mib": peak_mib(runs[name], device),
+                    "relative_error": wrong[name],
+                    "ratio_to": ratios,
+                }
+            yield record
+
+
+def line(record: dict[str, Any]) -> str:
+    """A record as a line of the table."""
+    if record["ms"] is None:
+        return f"{record['case']:64} did not fit into memory"
+    return (
+        f"{record['case']:64}{record['ms']:10.3f} ms ± {record['spread_ms']:<9.3f}"
+        f"{record['peak_mib']:9.1f} MiB  error {record['relative_error']:.0e}"
+        + (" *" if record["method"] == record["fastest"] else "")
+    )
 
 
 def make_cases(args: argparse.Namespace) -> list[NodeCase | EdgeCase]:
@@ -173,12 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         counts = coefficient_counts(case) if isinstance(case, NodeCase) else {}
         for record in measure(case, meter, args.device):
             records.append(record | counts)
-            mark = "*" if record["method"] == record["fastest"] else " "
-            tqdm.write(
-                f"{record['case']:62}{record['ms']:10.3f} ms ± {record['spread_ms']:<9.3f}"
-                f"{record['peak_mib']:9.1f} MiB  error {record['relative_error']:.0e} {mark}",
-                file=sys.stdout,
-            )
+            tqdm.write(line(record), file=sys.stdout)
         path = write_result(args.out or f"wigner6j_{args.device}", records)
     print(f"wrote {path}; * is the fastest of a case")
 

@@ -41,8 +41,10 @@ from .neighbor_sums import neighbor_sum
 from .origins import origins, reach
 from .paths import Coupling
 from .recompute import Axis
+from .sharing import shared
 from .torch_backend import Edges, Spec, Sums, by_head
 
+# Of all that follows on the weights.
 _DTYPE = torch.float64
 
 
@@ -171,7 +173,8 @@ def factorized_sums(
     plan = _plan(spec.coupling, v.device)
     several = strain is not None and strain.dim() == 3 and strain.size(0) > 1
     source_pos, target_pos = (p.to(_DTYPE) for p in pos)
-    points, cube = origins(target_pos, reach(max(spec.coupling.orders), spec.cutoff, v.dtype))
+    distance = reach(max(spec.coupling.orders), spec.cutoff, v.dtype)
+    points, cube = shared(("origins", distance), (pos[1],), lambda: origins(target_pos, distance))
     rows = image_rows(neighborhood, edge_shift, batch if several else None, cube)
     graph, row_cube = rows.labels
     r_i = target_pos - (points if cube is None else points[cube])

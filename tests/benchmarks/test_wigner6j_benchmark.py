@@ -62,3 +62,16 @@ def test_a_wrong_result_stops_the_run(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="full tensor has a relative error of"):
         wigner6j.main([*SMALL, "--seconds", "0"])
     assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_has_no_time(tmp_path, monkeypatch):
+    def full(x, r, weight):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(NodeCase, "_full_tensor", lambda case, device: full)
+    wigner6j.main([*SMALL, "--seconds", "0", "--out", "dry"])
+    records = json.loads((tmp_path / "dry.json").read_text())
+    without = {record["method"] for record in records if record["ms"] is None}
+    assert without == {"full tensor"}
+    assert not any("full tensor" in record.get("ratio_to", {}) for record in records)
