@@ -1,5 +1,6 @@
 """The traced step gives the loss and the gradients of the eager one."""
 
+import pytest
 import torch
 from torch_geometric import EdgeIndex
 
@@ -8,7 +9,7 @@ from e2former_pyg.graph import radius_graph
 from e2former_pyg.tracing import trace_gradients
 
 
-def make(dtype=torch.float64):
+def make(dtype=torch.float64, **settings):
     generator = torch.Generator().manual_seed(0)
     batch = torch.arange(3).repeat_interleave(4)
     z = torch.tensor([6, 1, 8, 1]).repeat(3)
@@ -21,7 +22,13 @@ def make(dtype=torch.float64):
     edges = EdgeIndex(edge_index, sparse_size=(12, 12), sort_order="col")
     torch.manual_seed(0)
     model = E2FormerPotential(
-        hidden_channels=8, num_layers=1, heads=2, lmax=1, cutoff=50.0, elements=[1, 6, 8]
+        hidden_channels=8,
+        num_layers=1,
+        heads=2,
+        lmax=1,
+        cutoff=50.0,
+        elements=[1, 6, 8],
+        **settings,
     ).to(dtype)
 
     def loss(model, inputs):
@@ -42,8 +49,9 @@ def eager(model, loss, inputs):
     return value.detach(), grads
 
 
-def test_traced_gradients_are_the_eager_ones_for_new_inputs_and_weights():
-    model, loss, inputs = make()
+@pytest.mark.parametrize("settings", [{}, {"algorithm": "factorized", "order": (0, 1, 2)}])
+def test_traced_gradients_are_the_eager_ones_for_new_inputs_and_weights(settings):
+    model, loss, inputs = make(**settings)
     eager(model, loss, inputs)
     run = trace_gradients(model, loss, inputs)
     for _ in range(2):

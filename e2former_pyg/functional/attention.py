@@ -13,17 +13,18 @@ from ..graph import CSRNeighborhood
 from ..precision import without_autocast
 from ..radial import RadialSplines
 from .backends import takes_triton
+from .factorized import factorized_sums
 from .inputs import (
     PairTensor,
     as_pair,
-    check_backend_name,
+    check_algorithm,
     check_edges,
     degree_of,
     node_strain,
 )
 from .paths import as_orders, coupling
 from .recompute import Axis, chunked
-from .torch_backend import Spec, attention_chunk, by_head, chunks_of
+from .torch_backend import Spec, attention_chunk, chunks_of, direct_sums
 
 
 @without_autocast
@@ -46,6 +47,7 @@ def equivariant_attention(
     edge_bias: Tensor | None = None,
     dropout: float = 0.0,
     seed: Tensor | None = None,
+    algorithm: str = "direct",
     backend: str = "auto",
 ) -> Tensor:
     r"""SO(3)-equivariant attention with an envelope, a sink and a tensor product with the
@@ -94,6 +96,10 @@ def equivariant_attention(
         dropout (float, optional): Probability with which :math:`\alpha_{ijh}` is set to zero;
             needs a :obj:`seed`. (default: :obj:`0.0`)
         seed (torch.Tensor, optional): Scalar int64 seed of the dropout mask.
+        algorithm (str, optional): ``"direct"``, or ``"factorized"``, which expands the harmonics
+            of edges in those of nodes (:mod:`e2former_pyg.functional.factorized`): the same
+            function, always in PyTorch. It holds a row of products for each source and image, for
+            each edge if :obj:`edge_shift` needs a gradient. (default: :obj:`"direct"`)
         backend (str, optional): ``"torch"``, ``"triton"`` (fused kernels, for orders up to 4 and
             degrees up to 6) or ``"auto"``, which takes the kernels for CUDA tensors where they
             support the call. (default: :obj:`"auto"`)
@@ -108,7 +114,7 @@ def equivariant_attention(
           :math:`m_3` and path (:func:`~e2former_pyg.functional.coupling`)
     """
     source_pos, target_pos = as_pair(pos)
-    check_backend_name(backend)
+    check_algorithm(algorithm, backend)
     orders = as_orders(orders)
     check_shape("q", q, neighborhood.num_targets, "H", "D")
     if q.size(2) == 0:
@@ -145,8 +151,10 @@ def equivariant_attention(
         torch.promote_types(v.dtype, torch.float32),
         dropout,
     )
-    strain = node_strain(strain, batch, neighborhood.num_targets, target_pos.dtype)
-    if takes_triton(backend, v, spec.coupling, lmax_u, edge_shift=edge_shift):
+    strains, strain = strain, node_strain(strain, batch, neighborhood.num_targets, target_pos.dtype)
+    if algorithm == "direct" and takes_triton(
+        backend, v, spec.coupling, lmax_u, edge_shift=edge_shift
+    ):
         from .triton_backend import path_rows
 
         return path_rows(
@@ -167,31 +175,33 @@ def equivariant_attention(
             dropout=dropout,
             seed=seed,
         )
+    if algorithm == "direct":
+        sums = direct_sums(spec, neighborhood, v)
+    else:
+        positions = source_pos, target_pos
+        sums = factorized_sums(spec, neighborhood, v, positions, edge_shift, strains, batch)
     inputs = {
         "q": (Axis.TARGET, q.to(spec.dtype)),
         "u": (Axis.TARGET, None if u is None else u.to(spec.dtype)),
         "pos_i": (Axis.TARGET, target_pos),
         "type_i": (Axis.TARGET, radial.target_type),
         "strain": (Axis.TARGET, strain),
-        "k": (Axis.SOURCE, k.to(spec.dtype)),
-        "v": (Axis.SOURCE, by_head(v.to(spec.dtype), spec.heads)),
-        "pos_j": (Axis.SOURCE, source_pos),
-        "type_j": (Axis.SOURCE, radial.source_type),
+        "k": (Axis.SOURCE, sums.rows(k.to(spec.dtype))),
+        "pos_j": (Axis.SOURCE, sums.rows(source_pos)),
+        "type_j": (Axis.SOURCE, sums.rows(radial.source_type)),
         "edge_shift": (Axis.EDGE, edge_shift),
         "edge_bias": (Axis.EDGE, None if edge_bias is None else edge_bias.to(spec.dtype)),
         "polynomials": (Axis.SHARED, radial.cell_polynomials(spec.dtype)),
         "sink": (Axis.SHARED, sink.to(spec.dtype)),
         "seed": (Axis.SHARED, seed if dropout > 0 else None),
+        **sums.carried,
     }
     axes, tensors = zip(*inputs.values(), strict=True)
     out = v.new_zeros(
         neighborhood.num_targets, spec.coupling.num_rows, v.size(-1), dtype=spec.dtype
     )
+    function = partial(attention_chunk, spec, sums.function)
     out = chunked(
-        partial(attention_chunk, spec),
-        chunks_of(spec, neighborhood, v, radial.num_functions, q.size(1) * q.size(2)),
-        out,
-        axes,
-        tensors,
+        function, chunks_of(sums, radial.num_functions, q.size(1) * q.size(2)), out, axes, tensors
     )
     return out.to(v.dtype)

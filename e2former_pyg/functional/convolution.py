@@ -12,10 +12,11 @@ from ..graph import CSRNeighborhood
 from ..precision import without_autocast
 from ..radial import RadialSplines
 from .backends import takes_triton
-from .inputs import PairTensor, as_pair, check_backend_name, check_edges, degree_of, node_strain
+from .factorized import factorized_sums
+from .inputs import PairTensor, as_pair, check_algorithm, check_edges, degree_of, node_strain
 from .paths import as_orders, coupling
 from .recompute import Axis, chunked
-from .torch_backend import Spec, by_head, chunks_of, convolution_chunk
+from .torch_backend import Spec, chunks_of, convolution_chunk, direct_sums
 
 
 @without_autocast
@@ -32,6 +33,7 @@ def equivariant_convolution(
     strain: Tensor | None = None,
     batch: Tensor | None = None,
     edge_bias: Tensor | None = None,
+    algorithm: str = "direct",
     backend: str = "auto",
 ) -> Tensor:
     r"""SO(3)-equivariant convolution
@@ -65,6 +67,10 @@ def equivariant_convolution(
         batch (torch.Tensor, optional): The graph of each target, needed for several strains.
         edge_bias (torch.Tensor, optional): Added to the radial functions, in the order of the
             edge list.
+        algorithm (str, optional): ``"direct"``, or ``"factorized"``, which expands the harmonics
+            of edges in those of nodes (:mod:`e2former_pyg.functional.factorized`): the same
+            function, always in PyTorch. It holds a row of products for each source and image, for
+            each edge if :obj:`edge_shift` needs a gradient. (default: :obj:`"direct"`)
         backend (str, optional): ``"torch"``, ``"triton"`` (fused kernels, for orders up to 4 and
             degrees up to 6) or ``"auto"``, which takes the kernels for CUDA tensors where they
             support the call. (default: :obj:`"auto"`)
@@ -78,7 +84,7 @@ def equivariant_convolution(
           :math:`m_3` and path (:func:`~e2former_pyg.functional.coupling`)
     """
     source_pos, target_pos = as_pair(pos)
-    check_backend_name(backend)
+    check_algorithm(algorithm, backend)
     orders = as_orders(orders)
     functions = radial.num_functions
     check_edges(v, (source_pos, target_pos), neighborhood, radial, edge_shift, edge_bias, functions)
@@ -97,8 +103,8 @@ def equivariant_convolution(
         max(orders),
         torch.promote_types(v.dtype, torch.float32),
     )
-    strain = node_strain(strain, batch, neighborhood.num_targets, target_pos.dtype)
-    if takes_triton(backend, v, spec.coupling, edge_shift=edge_shift):
+    strains, strain = strain, node_strain(strain, batch, neighborhood.num_targets, target_pos.dtype)
+    if algorithm == "direct" and takes_triton(backend, v, spec.coupling, edge_shift=edge_shift):
         from .triton_backend import path_rows
 
         return path_rows(
@@ -113,26 +119,26 @@ def equivariant_convolution(
             strain=strain,
             edge_bias=edge_bias,
         )
+    if algorithm == "direct":
+        sums = direct_sums(spec, neighborhood, v)
+    else:
+        positions = source_pos, target_pos
+        sums = factorized_sums(spec, neighborhood, v, positions, edge_shift, strains, batch)
     inputs = {
         "pos_i": (Axis.TARGET, target_pos),
         "type_i": (Axis.TARGET, radial.target_type),
         "strain": (Axis.TARGET, strain),
-        "v": (Axis.SOURCE, by_head(v.to(spec.dtype), spec.heads)),
-        "pos_j": (Axis.SOURCE, source_pos),
-        "type_j": (Axis.SOURCE, radial.source_type),
+        "pos_j": (Axis.SOURCE, sums.rows(source_pos)),
+        "type_j": (Axis.SOURCE, sums.rows(radial.source_type)),
         "edge_shift": (Axis.EDGE, edge_shift),
         "edge_bias": (Axis.EDGE, None if edge_bias is None else edge_bias.to(spec.dtype)),
         "polynomials": (Axis.SHARED, radial.cell_polynomials(spec.dtype)),
+        **sums.carried,
     }
     axes, tensors = zip(*inputs.values(), strict=True)
     out = v.new_zeros(
         neighborhood.num_targets, spec.coupling.num_rows, v.size(-1), dtype=spec.dtype
     )
-    out = chunked(
-        partial(convolution_chunk, spec),
-        chunks_of(spec, neighborhood, v, functions),
-        out,
-        axes,
-        tensors,
-    )
+    function = partial(convolution_chunk, spec, sums.function)
+    out = chunked(function, chunks_of(sums, functions), out, axes, tensors)
     return out.to(v.dtype)

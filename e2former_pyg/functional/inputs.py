@@ -92,3 +92,15 @@ def check_backend_name(backend: str) -> None:
     """Raises unless ``backend`` is the name of one."""
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(f"`backend` must be 'auto', 'torch' or 'triton', got {backend!r}")
+
+
+def check_algorithm(algorithm: str, backend: str) -> None:
+    """Raises unless ``algorithm`` exists and ``backend`` may serve it."""
+    check_backend_name(backend)
+    if algorithm not in ("direct", "factorized"):
+        raise ValueError(f"`algorithm` must be 'direct' or 'factorized', got {algorithm!r}")
+    if algorithm == "factorized" and backend == "triton":
+        raise RuntimeError(
+            "backend='triton' is not available: algorithm='factorized' has no kernel; use "
+            "backend='auto' or 'torch'"
+        )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,18 +12,13 @@ from torch import Tensor
 from ..so3 import clebsch_gordan
 from ..so3.degrees import build_constant
 from ..so3.harmonics import MAX_DEGREE
+from ..so3.paths import Path, Paths, all_paths, as_orders
+
+__all__ = ["Coupling", "Path", "as_orders", "coupling", "row_tables"]
 
 # Up to this many coefficients one dense matrix over all orders is cheaper than a matrix per order:
 # a handful of wasted multiplications costs less than the extra calls.
 _DENSE_LIMIT = 2**14
-
-
-class Path(NamedTuple):
-    """One coupling ``l1 ⊗ order -> l3``."""
-
-    degree_in: int
-    order: int
-    degree_out: int
 
 
 class _Block(NamedTuple):
@@ -37,36 +30,13 @@ class _Block(NamedTuple):
 
 
 @dataclass(frozen=True)  # equal by value: copies of a layer share cached tables
-class Coupling:
-    r"""The paths :math:`(l_1, \ell, l_3)` of one operation and where their rows lie.
-
-    Output rows are grouped by :math:`l_3`; inside a group the order is ``m3`` first, path last, so
-    that a group is the operand ``[N, 2 * l3 + 1, paths * C]`` of one matrix product.
-    """
-
-    lmax_in: int
-    lmax_out: int
-    orders: tuple[int, ...]
-    paths: tuple[Path, ...]
+class Coupling(Paths):
+    r"""The paths :math:`(l_1, \ell, l_3)` of one operation, from moments to output rows."""
 
     @property
     def num_moments(self) -> int:
         """Rows of the harmonics that the orders use."""
         return sum(2 * order + 1 for order in self.orders)
-
-    @property
-    def num_inputs(self) -> int:
-        return (self.lmax_in + 1) ** 2
-
-    @property
-    def num_rows(self) -> int:
-        return sum(2 * path.degree_out + 1 for path in self.paths)
-
-    @property
-    def paths_per_degree(self) -> tuple[int, ...]:
-        """Number of paths into each output degree."""
-        degrees = [path.degree_out for path in self.paths]
-        return tuple(degrees.count(degree) for degree in range(self.lmax_out + 1))
 
     @property
     def harmonic_rows(self) -> list[int]:
@@ -77,14 +47,6 @@ class Coupling:
     def moment_order(self) -> list[int]:
         """Position in :attr:`orders` to which each moment row belongs."""
         return [n for n, order in enumerate(self.orders) for _ in range(2 * order + 1)]
-
-    def row_of(self, path: Path) -> range:
-        """Output rows of ``path``, ``m3`` ascending."""
-        counts = self.paths_per_degree
-        first = sum((2 * degree + 1) * counts[degree] for degree in range(path.degree_out))
-        siblings = [other for other in self.paths if other.degree_out == path.degree_out]
-        start = first + siblings.index(path)
-        return range(start, start + (2 * path.degree_out + 1) * len(siblings), len(siblings))
 
     def dense(self) -> Tensor:
         """All coefficients, float64 ``[num_rows, num_moments, num_inputs]``."""
@@ -157,20 +119,6 @@ def row_tables(coupling: Coupling, device: torch.device) -> tuple[Tensor, Tensor
     )
 
 
-def as_orders(order: int | Iterable[int]) -> tuple[int, ...]:
-    """Normalises ``order`` (``n`` means ``{n}``) to a sorted tuple."""
-    given: tuple[Any, ...] = tuple(order) if isinstance(order, Iterable) else (order,)
-    try:
-        orders = tuple(operator.index(n) for n in given if not isinstance(n, bool))
-    except TypeError:
-        orders = ()
-    if not orders or len(orders) != len(given):
-        raise ValueError(f"`order` must be an integer or a non-empty set of integers, got {given}")
-    if min(orders) < 0 or max(orders) > MAX_DEGREE or len(set(orders)) != len(orders):
-        raise ValueError(f"`order` must hold distinct integers in 0..{MAX_DEGREE}, got {orders}")
-    return tuple(sorted(orders))
-
-
 @cache
 def coupling(lmax_in: int, lmax_out: int, orders: tuple[int, ...], parity: str = "so3") -> Coupling:
     r"""All paths with :math:`|l_1-\ell| \le l_3 \le l_1+\ell`.
@@ -186,18 +134,4 @@ def coupling(lmax_in: int, lmax_out: int, orders: tuple[int, ...], parity: str =
     for name, degree in (("lmax_in", lmax_in), ("lmax", lmax_out)):
         if not 0 <= degree <= MAX_DEGREE:
             raise ValueError(f"`{name}` must be in 0..{MAX_DEGREE}, got {degree}")
-    if parity not in ("so3", "o3"):
-        raise ValueError(f"`parity` must be 'so3' or 'o3', got {parity!r}")
-    paths = tuple(
-        Path(l1, order, l3)
-        for l3 in range(lmax_out + 1)
-        for order in orders
-        for l1 in range(lmax_in + 1)
-        if abs(l1 - order) <= l3 <= l1 + order and (parity == "so3" or (l1 + order + l3) % 2 == 0)
-    )
-    if not paths:
-        raise ValueError(
-            f"`order` = {orders} gives no coupling path for lmax_in={lmax_in}, lmax={lmax_out}, "
-            f"parity={parity!r}"
-        )
-    return Coupling(lmax_in, lmax_out, orders, paths)
+    return Coupling(lmax_in, lmax_out, orders, all_paths(lmax_in, lmax_out, orders, parity))

@@ -7,6 +7,7 @@ channels) and rows in between. An edge list is the case ``n = E``, ``K = 1``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from .dropout import dropout_mask
 from .geometry import edge_geometry, edge_vectors
 from .neighbor_sums import neighbor_dot, neighbor_sum
 from .paths import Coupling, row_tables
+from .recompute import Axis
 from .sharing import shared, shared_lmax
 from .softmax import sink_softmax
 
@@ -65,9 +67,10 @@ def moment_weights(spec: Spec, weights: Tensor, harmonics: Tensor) -> Tensor:
     return spread * harmonics.unsqueeze(1)
 
 
-class _Edges(NamedTuple):
+class Edges(NamedTuple):
     """What does not depend on the layer."""
 
+    length: Tensor  # [n, K]
     envelope: Tensor  # [n, K]
     harmonics: Tensor  # [n, rows, K]
     cell: Tensor  # [n, K]
@@ -81,8 +84,8 @@ def _edges(
     pos_j: Tensor,
     edge_shift: Tensor | None,
     strain: Tensor | None,
-) -> _Edges:
-    def compute() -> _Edges:
+) -> Edges:
+    def compute() -> Edges:
         vectors = edge_vectors(
             pos_i.unsqueeze(1),
             pos_j.index_select(0, chunk.col.flatten()).unflatten(0, chunk.col.shape),
@@ -93,7 +96,7 @@ def _edges(
         geometry = edge_geometry(vectors, spec.cutoff, lmax, spec.dtype, chunk.mask)
         harmonics = geometry.harmonics.transpose(1, 2).contiguous()
         cells = spline_cells(geometry.length, spec.num_cells, spec.cutoff)
-        return _Edges(geometry.envelope, harmonics, *cells)
+        return Edges(geometry.length, geometry.envelope, harmonics, *cells)
 
     if chunk.rows is not None:
         return compute()
@@ -102,23 +105,62 @@ def _edges(
 
 
 def _functions(
-    chunk: Chunk, edges: _Edges, type_i: Tensor, type_j: Tensor, polynomials: Tensor
+    chunk: Chunk, edges: Edges, type_i: Tensor, type_j: Tensor, polynomials: Tensor
 ) -> Tensor:
     """Radial functions ``[n, F, K]``."""
     types = type_i.unsqueeze(1), type_j[chunk.col]
     return evaluate_splines(polynomials, edges.cell, edges.t, *types).transpose(1, 2).contiguous()
 
 
-def _path_rows(spec: Spec, chunk: Chunk, weights: Tensor, v: Tensor) -> Tensor:
-    """Sums ``weights [n, H, moments, K]`` times ``v [s, H, inputs, D]`` over neighbours and couples
-    once per node: ``[n, P, C]``.
-    """
+# Takes the specification, a chunk, its edges, weights ``[n, orders, H, K]`` and its part of what
+# an algorithm carries; returns path rows ``[n, P, C]``.
+SumFunction = Callable[..., Tensor]
+
+
+class Sums(NamedTuple):
+    """An algorithm's part of an operation: what follows on the weights of the edges."""
+
+    neighborhood: CSRNeighborhood
+    """The rows of each target: sources, or images of them."""
+    source: Tensor | None
+    """The source of each row; ``None`` if the rows are the sources."""
+    function: SumFunction
+    carried: dict[str, tuple[Axis, Tensor]]
+    """What ``function`` reads besides."""
+    per_slot: int
+    """Elements of its largest intermediate for each slot."""
+    per_node: int
+    """The same for each target."""
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """What each row has of its source."""
+        return tensor if self.source is None else tensor[self.source]
+
+
+def direct_sums(spec: Spec, neighborhood: CSRNeighborhood, v: Tensor) -> Sums:
+    """The direct algorithm: moments of the values ``[s, inputs, C]``, coupled once per node."""
+    channels, paths = v.size(-1), spec.coupling
+    carried = {"v": (Axis.SOURCE, by_head(v.to(spec.dtype), spec.heads))}
+    return Sums(
+        neighborhood,
+        None,
+        _direct_rows,
+        carried,
+        max(channels * paths.num_inputs, spec.heads * paths.num_moments),
+        channels * max(paths.num_moments * paths.num_inputs, paths.num_rows),
+    )
+
+
+def _direct_rows(spec: Spec, chunk: Chunk, edges: Edges, weights: Tensor, v: Tensor) -> Tensor:
+    """Sums weights times ``v [s, H, inputs, D]`` over neighbours and couples once per node."""
+    weights = moment_weights(spec, weights, edges.harmonics)
     moments = neighbor_sum(weights, v.flatten(2), chunk.head_index(spec.heads))
     return spec.coupling.couple(moments.unflatten(-1, v.shape[2:]))
 
 
 def attention_chunk(
     spec: Spec,
+    sums: SumFunction,
     chunk: Chunk,
     q: Tensor,
     u: Tensor | None,
@@ -126,7 +168,6 @@ def attention_chunk(
     type_i: Tensor,
     strain: Tensor | None,
     k: Tensor,
-    v: Tensor,
     pos_j: Tensor,
     type_j: Tensor,
     edge_shift: Tensor | None,
@@ -134,6 +175,7 @@ def attention_chunk(
     polynomials: Tensor,
     sink: Tensor,
     seed: Tensor | None,
+    *carried: Tensor,
 ) -> Tensor:
     """Path rows ``[n, P, C]`` of :func:`~e2former_pyg.functional.equivariant_attention`."""
     edges = _edges(spec, chunk, pos_i, pos_j, edge_shift, strain)
@@ -146,22 +188,22 @@ def attention_chunk(
     if seed is not None:
         mask = dropout_mask(seed, chunk.edge, spec.heads, spec.dropout, alpha.dtype)
         alpha = alpha * mask.transpose(1, 2)
-    weights = moment_weights(spec, alpha.unsqueeze(1) * g2, edges.harmonics)
-    return _path_rows(spec, chunk, weights, v)
+    return sums(spec, chunk, edges, alpha.unsqueeze(1) * g2, *carried)
 
 
 def convolution_chunk(
     spec: Spec,
+    sums: SumFunction,
     chunk: Chunk,
     pos_i: Tensor,
     type_i: Tensor,
     strain: Tensor | None,
-    v: Tensor,
     pos_j: Tensor,
     type_j: Tensor,
     edge_shift: Tensor | None,
     edge_bias: Tensor | None,
     polynomials: Tensor,
+    *carried: Tensor,
 ) -> Tensor:
     """Path rows ``[n, P, C]`` of :func:`~e2former_pyg.functional.equivariant_convolution`."""
     edges = _edges(spec, chunk, pos_i, pos_j, edge_shift, strain)
@@ -169,7 +211,7 @@ def convolution_chunk(
     if edge_bias is not None:
         functions = functions + edge_bias.transpose(1, 2)
     weights = (functions * edges.envelope.unsqueeze(1)).unflatten(1, (-1, spec.heads))
-    return _path_rows(spec, chunk, moment_weights(spec, weights, edges.harmonics), v)
+    return sums(spec, chunk, edges, weights, *carried)
 
 
 def by_head(v: Tensor, heads: int) -> Tensor:
@@ -177,17 +219,11 @@ def by_head(v: Tensor, heads: int) -> Tensor:
     return v.unflatten(-1, (heads, v.size(-1) // heads)).transpose(1, 2).contiguous()
 
 
-def chunks_of(
-    spec: Spec, neighborhood: CSRNeighborhood, v: Tensor, num_functions: int, qk_size: int = 0
-) -> list[Chunk]:
+def chunks_of(sums: Sums, num_functions: int, qk_size: int = 0) -> list[Chunk]:
     """Chunks whose largest intermediates fit the budget.
 
     For each slot these are gathered values, keys (``qk_size``) or spline coefficients, or the
     weights of the moments; for each node moments or path rows.
     """
-    channels, paths = v.size(-1), spec.coupling
-    per_slot = max(
-        channels * paths.num_inputs, qk_size, 4 * num_functions, spec.heads * paths.num_moments
-    )
-    per_node = channels * max(paths.num_moments * paths.num_inputs, paths.num_rows)
-    return plan(neighborhood, per_slot, per_node)
+    per_slot = max(sums.per_slot, qk_size, 4 * num_functions)
+    return plan(sums.neighborhood, per_slot, sums.per_node)

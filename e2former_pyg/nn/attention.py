@@ -81,8 +81,10 @@ class E2FormerAttention(EquivariantMessagePassing):
             (default: :obj:`"so3"`)
         elements (list[int], optional): The atomic numbers that can occur, to fix shapes for
             compilation. (default: :obj:`None`)
-        algorithm (str, optional): :obj:`"direct"`; :obj:`"factorized"` is not available yet.
-            (default: :obj:`"direct"`)
+        algorithm (str, optional): :obj:`"direct"`, or :obj:`"factorized"`, the paper's: harmonics
+            of edges are expanded in those of nodes, by the addition theorem and Wigner 6j
+            recoupling. Both give the same function of the same parameters; the direct one is
+            faster and takes less memory. (default: :obj:`"direct"`)
         backend (str, optional): :obj:`"auto"`, :obj:`"torch"` or :obj:`"triton"`. Never changes
             parameters or the :obj:`state_dict`. (default: :obj:`"auto"`)
         **kwargs (optional): Additional arguments of
@@ -434,5 +436,6 @@ class E2FormerAttention(EquivariantMessagePassing):
             edge_bias=edge_bias,
             dropout=0.0 if seed is None else self.dropout,
             seed=seed,
+            algorithm=self.algorithm,
             backend=self.backend,
         )

@@ -13,7 +13,7 @@ from torch_geometric.typing import Adj
 from torch_geometric.utils import is_sparse, to_edge_index
 
 from ..checks import check_dtype, check_finite, check_floating, check_shape, check_tensor
-from ..functional.inputs import PairTensor, as_pair, check_backend_name
+from ..functional.inputs import PairTensor, as_pair, check_algorithm
 from ..functional.paths import as_orders, coupling
 from ..functional.torch_backend import Spec
 from ..graph import CSRNeighborhood
@@ -81,11 +81,7 @@ class EquivariantMessagePassing(MessagePassing):
         if kwargs.get("decomposed_layers", 1) != 1:
             raise ValueError(f"`decomposed_layers` must be 1, got {kwargs['decomposed_layers']}")
         super().__init__(node_dim=0, **kwargs)
-        if algorithm == "factorized":
-            raise NotImplementedError("algorithm='factorized' is not available in this version")
-        if algorithm != "direct":
-            raise ValueError(f"`algorithm` must be 'direct' or 'factorized', got {algorithm!r}")
-        check_backend_name(backend)
+        check_algorithm(algorithm, backend)
 
         self.in_channels = in_channels
         self.out_channels = out_channels

@@ -23,6 +23,19 @@ def _build_step(degree: int) -> np.ndarray:
     return (scale * table).reshape(-1, 2 * degree + 1)
 
 
+def gradient_table(degree: int) -> np.ndarray:
+    r"""The table ``[2l-1, 3, 2l+1]`` that takes :math:`R^{l-1}` to the gradient of :math:`R^l`.
+
+    The gradient of a harmonic polynomial is harmonic and of degree :math:`l-1`, so it is a
+    coupling of :math:`R^{l-1}`, the one of the recursion; since
+    :math:`\mathbf{r} \cdot \nabla R^l = l R^l`, the factor is that of the recursion times
+    :math:`l`.
+    """
+    table = coupling_table(degree - 1, 1, degree)
+    scale = sqrt((2 * degree + 1) / (2 * degree - 1)) / table[degree - 1, 1, degree]
+    return degree * scale * table
+
+
 _STEPS = {degree: _build_step(degree) for degree in range(2, MAX_DEGREE + 1)}
 _STEP_TENSORS = {degree: torch.from_numpy(step) for degree, step in _STEPS.items()}
 

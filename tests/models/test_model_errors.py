@@ -162,11 +162,6 @@ def test_bad_settings(lab, settings, name):
         lab.make("potential", **settings)
 
 
-def test_factorized_is_not_there_yet(lab):
-    with pytest.raises(NotImplementedError, match="factorized"):
-        lab.make("potential", algorithm="factorized")
-
-
 @KINDS
 def test_elements_that_the_model_does_not_know(lab, kind):
     model = lab.make(kind, elements=[1, 6, 8], num_layers=1)

@@ -128,3 +128,19 @@ def test_force_loss_gradients(lab, periodic):
         expected = (values[0] - values[1]) / (2 * H)
         found = float((grad * direction).sum())
         assert abs(found - expected) < 1e-6 * abs(expected) + 1e-9 * scale, name
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_factorized_potential(lab, periodic):
+    """Energy, forces, stress, and the gradients of a loss on them, as in the direct form."""
+    z, pos, cell = lab.crystal() if periodic else (*lab.molecule(), None)
+    results = []
+    for algorithm in ("direct", "factorized"):
+        model = lab.make("potential", order=(0, 1, 2), stress=True, algorithm=algorithm).train()
+        out = model(z, pos, cell=cell)
+        (out.forces.square().sum() + out.stress.square().sum()).backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None and p.grad.any()]
+        results.append([out.energy, out.forces, *([out.stress] if periodic else []), *grads])
+    assert len(results[0]) == len(results[1]) > 20
+    for expected, found in zip(*results, strict=True):
+        assert lab.relative(found, expected) < 1e-10

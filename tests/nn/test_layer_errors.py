@@ -10,7 +10,6 @@ BAD_OPTIONS = {
     "flow": ({"flow": "target_to_source"}, ValueError, "`flow`.*target_to_source"),
     "aggr": ({"aggr": "mean"}, ValueError, "`aggr`.*mean"),
     "decomposed": ({"decomposed_layers": 2}, ValueError, "`decomposed_layers`.*2"),
-    "factorized": ({"algorithm": "factorized"}, NotImplementedError, "factorized"),
     "algorithm": ({"algorithm": "fast"}, ValueError, "`algorithm`.*'fast'"),
     "backend": ({"backend": "cuda"}, ValueError, "`backend`.*'cuda'"),
     "parity": ({"parity": "o2"}, ValueError, "`parity`.*'o2'"),
