@@ -49,15 +49,15 @@ def plot_sweep(records: list[Record], sweep: str, path: Path) -> None:
     for panel, (quantity, keys) in zip(panels, quantities, strict=True):
         _lines(panel, records, x, keys)
         panel.set(xlabel=label, ylabel=quantity, yscale="log")
-        if sweep != "lmax":
+        if sweep == "atoms":
             panel.set_xscale("log")
         panel.grid(alpha=0.3, which="both")
-        if panel.has_data():
-            panel.legend(fontsize=7)
     first = records[0]
     sizes = "" if sweep == "atoms" else f", {first['atoms']} atoms"
     figure.suptitle(f"Attention on {first['card']}, {first['dtype']}{sizes}", fontsize=10)
-    figure.tight_layout()
+    lines, labels = panels[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="lower center", ncols=3, fontsize=8)
+    figure.tight_layout(rect=(0, 0.11, 1, 1))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

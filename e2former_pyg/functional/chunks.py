@@ -17,6 +17,8 @@ from ..graph import CSRNeighborhood
 # Elements of the largest per-chunk intermediate: 16 MiB in float32, which stays in the cache of
 # a CPU or nearly so, and is long enough to hide the cost of a call.
 CHUNK_ELEMENTS = 2**22
+# On a GPU the calls cost more than the memory: 256 MiB.
+CUDA_CHUNK_ELEMENTS = 2**26
 # A single chunk of all nodes in their order, if it fits, spares recomputation; it is taken unless
 # padding makes it larger than this.
 _PADDING_LIMIT = 4.0
@@ -56,7 +58,8 @@ def plan(neighborhood: CSRNeighborhood, per_slot: int, per_node: int = 0) -> lis
         per_node (int): The same for each target.
     """
     # In slots: how many fit, and how many a target takes at least.
-    budget = max(CHUNK_ELEMENTS // per_slot, 1)
+    elements = CUDA_CHUNK_ELEMENTS if neighborhood.device.type == "cuda" else CHUNK_ELEMENTS
+    budget = max(elements // per_slot, 1)
     least = -(-per_node // per_slot)
     plans = _PLANS.setdefault(neighborhood, {})
     if (budget, least) not in plans:

@@ -289,6 +289,14 @@ register(
 )
 
 
+# An exported program has one route for all sizes. Older versions of torch can not tell.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+def _is_large(neighborhood: CSRNeighborhood) -> bool:
+    return max(neighborhood.num_targets, neighborhood.num_sources) >= _LARGE
+
+
 def path_rows(
     paths: Coupling,
     neighborhood: CSRNeighborhood,
@@ -324,7 +332,7 @@ def path_rows(
     # Edges are told apart only for what the caller gave by edge.
     by_edge = edge_shift is not None or edge_bias is not None or dropout > 0
     edge = neighborhood.perm if by_edge else None
-    large = v.is_cuda and max(neighborhood.num_targets, neighborhood.num_sources) >= _LARGE
+    large = v.is_cuda and not _is_exporting() and _is_large(neighborhood)
     order = neighborhood.order(pos[1]) if large else None
     rowptr_t = col_t = edge_t = order_t = None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):

@@ -136,8 +136,31 @@ def compiled_errors(
             )
 
 
+def exported_error(function: Callable[..., Tensor], cases: list[Any]) -> float:
+    """How far ``function``, exported with free sizes from the first case, is from itself on all."""
+
+    class Module(torch.nn.Module):
+        def forward(self, *arguments: Tensor) -> Tensor:
+            return function(*arguments)
+
+    nodes, edges = (torch.export.Dim(name, min=2) for name in ("nodes", "edges"))
+    sizes = [{0: nodes}] * 4 + [{0: nodes + 1}, {0: edges}, None, {0: nodes}, None]
+    calls = []
+    for case in cases:
+        graph = CSRNeighborhood.from_edge_index(case.edge_index, case.size)
+        inputs = (case.q, case.k, case.v, case.pos, graph.rowptr, graph.col)
+        calls.append((*inputs, case.coefficients, case.target_type, case.sink))
+    program = torch.export.export(Module(), calls[0], dynamic_shapes=(tuple(sizes),))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert "e2former_pyg.path_rows.default" in targets
+    return max(float((program.module()(*c) - function(*c)).abs().max()) for c in calls)
+
+
 @pytest.fixture(scope="session")
 def twin() -> SimpleNamespace:
     """The functions above."""
-    functions = (cast, on, without_edges, derivatives, differences, compiled_errors)
+    functions = (
+        *(cast, on, without_edges, derivatives, differences),
+        *(compiled_errors, exported_error),
+    )
     return SimpleNamespace(**{function.__name__: function for function in functions})

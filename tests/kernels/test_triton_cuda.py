@@ -14,6 +14,7 @@ from e2former_pyg.functional import coupling, equivariant_attention
 from e2former_pyg.functional.backends import takes_triton
 from e2former_pyg.graph import CSRNeighborhood
 from e2former_pyg.models import E2FormerPotential
+from e2former_pyg.nn import E2FormerAttention
 from e2former_pyg.radial import RadialSplines
 
 pytestmark = [
@@ -180,16 +181,51 @@ def test_cuda_graph(reference, twin):
     assert torch.equal(out, expected)
 
 
-def test_compiled_once_for_all_edge_counts(reference, twin):
-    def function(q, k, v, pos, rowptr, col, coefficients, types, sink):
-        neighborhood = CSRNeighborhood(rowptr, col, None, v.size(0))
-        radial = RadialSplines(coefficients, types, types, 3.0)
-        return equivariant_attention(q, k, v, pos, neighborhood, radial, orders=(0, 1), sink=sink)
+def attention(q, k, v, pos, rowptr, col, coefficients, types, sink):
+    neighborhood = CSRNeighborhood(rowptr, col, None, v.size(0))
+    radial = RadialSplines(coefficients, types, types, 3.0)
+    return equivariant_attention(q, k, v, pos, neighborhood, radial, orders=(0, 1), sink=sink)
 
+
+@pytest.fixture(scope="module")
+def two_sizes(reference, twin):
     sizes = (32, 500), (41, 777)
-    cases = [twin.on("cuda", make_case(reference, nodes=n, edges=e)) for n, e in sizes]
-    errors = list(twin.compiled_errors(reference, function, cases))
-    assert len(errors) > 2 * len(cases) and all(error < 1e-10 for error in errors)
+    return [twin.on("cuda", make_case(reference, nodes=n, edges=e)) for n, e in sizes]
+
+
+def test_compiled_once_for_all_edge_counts(reference, twin, two_sizes):
+    errors = list(twin.compiled_errors(reference, attention, two_sizes))
+    assert len(errors) > 2 * len(two_sizes) and all(error < 1e-10 for error in errors)
+
+
+def test_export(twin, two_sizes):
+    assert twin.exported_error(attention, two_sizes) < 1e-14
+
+
+def test_no_size_compiles_anew(reference, twin):
+    """Kernels are specialised to the kinds of their arguments, never to numbers of nodes."""
+    from e2former_pyg.kernels import backward, degree_linear, forward, normaliser, tangent
+
+    kernels = (
+        *(forward.forward_kernel, tangent.tangent_kernel, normaliser.normaliser_kernel),
+        *(backward.backward_rows_kernel, backward.backward_columns_kernel),
+        *(degree_linear.rows_kernel, degree_linear.matrix_kernel, degree_linear.total_kernel),
+    )
+
+    def compiled():
+        return [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]
+
+    layer = E2FormerAttention(8, 8, 1, heads=2, qk_channels=4, cutoff=3.0).cuda()
+    counts = []
+    for nodes, edges in ((32, 500), (33, 501), (64, 1024)):
+        case = twin.on("cuda", make_case(reference, nodes=nodes, edges=edges))
+        x = torch.randn(nodes, 4, 8, device="cuda", requires_grad=True)
+        pos = case.pos.float().requires_grad_()
+        out = layer(x, pos, case.edge_index)
+        (forces,) = torch.autograd.grad(out.sum(), pos, create_graph=True)
+        forces.square().sum().backward()
+        counts.append(compiled())
+    assert all(counts[0]) and all(count == counts[0] for count in counts)
 
 
 def test_potential(reference):

@@ -256,3 +256,16 @@ def test_compiled_once_for_all_edge_counts(reference, twin):
     cases = [make_case(reference, nodes=n, edges=e, **options) for n, e in sizes]
     errors = list(twin.compiled_errors(reference, function, cases, backend="aot_eager"))
     assert len(errors) > 2 * len(cases) and all(error < EXACT for error in errors)
+
+
+def test_export(reference, twin):
+    def function(q, k, v, pos, rowptr, col, coefficients, types, sink):
+        neighborhood = CSRNeighborhood(rowptr, col, None, v.size(0))
+        radial = RadialSplines(coefficients, types, types, 3.0)
+        options = {"orders": (1,), "lmax": 1, "backend": "triton"}
+        return equivariant_attention(q, k, v, pos, neighborhood, radial, sink=sink, **options)
+
+    sizes = (6, 11), (7, 13)
+    options = {"lmax_in": 0, "channels": 3, "orders": (1,)}
+    cases = [make_case(reference, nodes=n, edges=e, **options) for n, e in sizes]
+    assert twin.exported_error(function, cases) < 1e-14
