@@ -8,8 +8,8 @@ source has a row for each cube with targets that see it.
 
 Origins close by would do without float64: in float32, within 4 Å, the error is 1e-5 at order 4. But
 then there are four times as many rows and twice the memory; on a CPU that saves a sixth to a third
-of the time at orders 1 and 2 and hardly any above (343 periodic atoms with 50 neighbours each). Hence
-float64, and as few origins as it allows.
+of the time at orders 1 and 2 and hardly any above (343 periodic atoms with 50 neighbours each).
+Hence float64, and as few origins as it allows.
 """
 
 from __future__ import annotations
