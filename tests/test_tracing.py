@@ -9,15 +9,16 @@ from e2former_pyg.graph import radius_graph
 from e2former_pyg.tracing import trace_gradients
 
 
-def make(dtype=torch.float64, **settings):
+def make(dtype=torch.float64, device="cpu", **settings):
     generator = torch.Generator().manual_seed(0)
-    batch = torch.arange(3).repeat_interleave(4)
-    z = torch.tensor([6, 1, 8, 1]).repeat(3)
+    batch = torch.arange(3, device=device).repeat_interleave(4)
+    z = torch.tensor([6, 1, 8, 1], device=device).repeat(3)
     inputs = {
         "pos": torch.randn(12, 3, dtype=dtype, generator=generator),
         "energy": torch.randn(3, dtype=torch.float64, generator=generator),
         "forces": torch.randn(12, 3, dtype=dtype, generator=generator),
     }
+    inputs = {name: value.to(device) for name, value in inputs.items()}
     edge_index = radius_graph(inputs["pos"], 50.0, batch)[0]
     edges = EdgeIndex(edge_index, sparse_size=(12, 12), sort_order="col")
     torch.manual_seed(0)
@@ -29,7 +30,7 @@ def make(dtype=torch.float64, **settings):
         cutoff=50.0,
         elements=[1, 6, 8],
         **settings,
-    ).to(dtype)
+    ).to(device, dtype)
 
     def loss(model, inputs):
         out = model(z, inputs["pos"], batch, edge_index=edges, batch_size=3)
@@ -49,7 +50,15 @@ def eager(model, loss, inputs):
     return value.detach(), grads
 
 
-@pytest.mark.parametrize("settings", [{}, {"algorithm": "factorized", "order": (0, 1, 2)}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"algorithm": "factorized", "order": (0, 1, 2)},
+        pytest.param({"device": "cuda", "backend": "triton"}, marks=pytest.mark.cuda),
+    ],
+    ids=["direct", "factorized", "Triton"],
+)
 def test_traced_gradients_are_the_eager_ones_for_new_inputs_and_weights(settings):
     model, loss, inputs = make(**settings)
     eager(model, loss, inputs)
