@@ -59,6 +59,8 @@ CASES = {
     "three heads": ({"channels": 6, "groups": 3}, EXACT),
     "programs that share a row": ({"channels": 160, "groups": 2, "lmax_in": 1}, EXACT),
     "channels 40": ({"channels": 40, "groups": 1, "lmax_in": 1}, EXACT),
+    "one element": ({"types": 1, "lmax_in": 1}, EXACT),
+    "89 elements": ({"types": 89, "lmax_in": 1, "nodes": 300, "edges": 3000}, EXACT),
     "higher output": ({"orders": (1,), "lmax_in": 1, "lmax": 2, "parity": "o3"}, EXACT),
     "lower output": ({"orders": (1,), "lmax": 0}, EXACT),
 }

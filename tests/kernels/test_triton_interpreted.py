@@ -103,6 +103,17 @@ def test_one_input_needs_a_gradient(reference, twin, name):
     assert not twin.differences(gradient("triton"), gradient("torch"), EXACT)
 
 
+@pytest.mark.parametrize("types", [1, 3])
+def test_little_memory_for_radial_gradients(reference, twin, monkeypatch, types):
+    """Few programs, or with several elements programs that have rows of one element each."""
+    from e2former_pyg.kernels import launch
+
+    case = make_case(reference, types=types, nodes=6, edges=14, orders=(1,))
+    monkeypatch.setattr(launch, "_SLAB_BYTES", case.coefficients.nbytes)
+    found = twin.derivatives(case, "triton")
+    assert not twin.differences(found, twin.derivatives(case, "torch"), EXACT)
+
+
 def test_input_rows_without_a_path_have_no_gradient(reference, twin):
     case = make_case(reference, orders=(1,), lmax=0)
     found = twin.derivatives(case, "triton")
