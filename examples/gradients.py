@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +27,20 @@ def loss_function(out: PotentialOutput, data: Data, energy_weight: float) -> Ten
 
 
 class EagerGradients:
-    """For any model and any batch."""
+    """For any model and any batch, and for any ``loss`` of what the model returns."""
 
-    def __init__(self, model: nn.Module, energy_weight: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        energy_weight: float,
+        loss: Callable[[Any, Batch], Tensor] | None = None,
+    ) -> None:
         self.model = model
         self.parameters = list(model.parameters())
-        self.energy_weight = energy_weight
+        self.loss = loss or (lambda out, data: loss_function(out, data, energy_weight))
 
     def __call__(self, data: Batch) -> Tensor:
-        loss = loss_function(self.model(data), data, self.energy_weight)
+        loss = self.loss(self.model(data), data)
         self.model.zero_grad(set_to_none=True)
         # Naming the inputs spares the second derivatives by the positions.
         loss.backward(inputs=self.parameters)

@@ -1,4 +1,4 @@
-"""A training loop for energies and forces, shared by the examples.
+"""A training loop for energies and forces, or with a loss of one's own, shared by the examples.
 
 The learning rate follows the time that has passed, so that a run ends where its budget ends.
 """
@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from gradients import choose_gradients
+from gradients import EagerGradients, choose_gradients
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch_geometric.data import Batch, Data
@@ -117,6 +118,7 @@ def train(
     checkpoint: Path | None = None,
     pause_after: float = math.inf,
     description: str = "train",
+    loss: Callable[[Any, Batch], Tensor] | None = None,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains for ``settings.minutes``; returns the averaged model, in eval mode, and the number of
     steps and seconds.
@@ -128,6 +130,8 @@ def train(
         checkpoint: Where the state is kept, once a minute; an interrupted run goes on from there.
         pause_after: Stop, with the state kept, after so many minutes of this call.
         description: Label of the progress bar.
+        loss: Of what the model returns and a batch, instead of that of energies and forces; model
+            and frames are then any that suit it.
     """
     if len(frames) < settings.batch_size:
         raise ValueError(
@@ -167,7 +171,10 @@ def train(
 
     model.train()
     keep_freed_memory()
-    gradients = choose_gradients(model, frames, settings.energy_weight)
+    if loss is None:
+        gradients = choose_gradients(model, frames, settings.energy_weight)
+    else:
+        gradients = EagerGradients(model, settings.energy_weight, loss)
     total = settings.minutes * 60
     before = kept = state["elapsed"]
     end = min(total, before + pause_after * 60)
@@ -179,11 +186,11 @@ def train(
             factor = settings.lr_factor(state["elapsed"] / total)
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * factor
-            loss = gradients(data)
+            value = gradients(data)
             nn.utils.clip_grad_norm_(parameters, settings.clip)
             optimizer.step()
             average.update_parameters(model)
-            running = loss if running is None else running.lerp(loss, 0.02)
+            running = value if running is None else running.lerp(value, 0.02)
             state["step"] += 1
             state["elapsed"] = before + time.perf_counter() - started
             bar.set_postfix_str(f"step {state['step']}, loss {float(running):.4f}", refresh=False)
