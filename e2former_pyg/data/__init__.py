@@ -7,7 +7,8 @@ renamed, so that an interruption leaves none half-written. Edges are made by
 :class:`~e2former_pyg.transforms.RadiusGraph`, as :obj:`transform` or :obj:`pre_transform`.
 """
 
+from .ase_file import ASEDataset
 from .npz import NPZDataset
 from .record import DamagedDataError
 
-__all__ = ["DamagedDataError", "NPZDataset"]
+__all__ = ["ASEDataset", "DamagedDataError", "NPZDataset"]
