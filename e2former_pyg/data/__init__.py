@@ -10,5 +10,6 @@ renamed, so that an interruption leaves none half-written. Edges are made by
 from .ase_file import ASEDataset
 from .npz import NPZDataset
 from .record import DamagedDataError
+from .spice import SPICEDataset
 
-__all__ = ["ASEDataset", "DamagedDataError", "NPZDataset"]
+__all__ = ["ASEDataset", "DamagedDataError", "NPZDataset", "SPICEDataset"]
