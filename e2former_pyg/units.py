@@ -1,4 +1,7 @@
-"""Units of energy in eV and of length in Å. The whole package reads them here."""
+r"""Units of energy in eV and of length in Å, which the whole package reads here:
+:obj:`ENERGY_UNITS` and :obj:`LENGTH_UNITS` by name, :obj:`HARTREE`, :obj:`BOHR` and
+:obj:`KILOJOULE_PER_MOLE`.
+"""
 
 # CODATA 2022; the electron volt and the mole are exact.
 HARTREE = 27.211386245981

@@ -37,8 +37,8 @@ class ASEDataset(FileDataset):
             is written. (default: :obj:`None`)
         transform (callable, optional): Applied to a graph before every access.
             (default: :obj:`None`)
-        pre_transform (callable, optional): Applied to a graph before it is kept.
-            (default: :obj:`None`)
+        pre_transform (callable, optional): Applied to a graph before it is kept. A
+            :obj:`ValueError` that it raises counts as damage. (default: :obj:`None`)
         pre_filter (callable, optional): Says which graphs are kept, before
             :obj:`pre_transform`. (default: :obj:`None`)
         keys (dict, optional): The names that labels have in the file, among the results of the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch_geometric.io import fs
+
+from .record import damaged
 
 
 def processed_name(path: Path, settings: Mapping[str, Any]) -> str:
@@ -30,7 +33,11 @@ def cached(path: Path | None, build: Callable[[], Any], force_reload: bool) -> A
         return build()
     if force_reload or not path.exists():
         save_atomically(build(), path)
-    return fs.torch_load(str(path))
+    try:
+        return fs.torch_load(str(path))
+    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = f"it cannot be read; pass force_reload=True to make it again ({error})"
+        raise damaged(path, None, reason) from error
 
 
 def save_atomically(value: Any, path: Path) -> None:

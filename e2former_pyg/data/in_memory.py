@@ -71,6 +71,7 @@ class FileDataset(InMemoryDataset, ABC):
         graphs: list[Data] = []
         names: frozenset[str] | None = None
         num_skipped = 0
+        reason: ValueError | None = None
         for index, fields in self.read():
             try:
                 if isinstance(fields, ValueError):
@@ -78,16 +79,18 @@ class FileDataset(InMemoryDataset, ABC):
                 data = make_data(fields, self.dtype)
                 names = frozenset(data.keys()) if names is None else names
                 check_same_fields(data, names)
+                if self.pre_filter is not None and not self.pre_filter(data):
+                    continue
+                # Transforms look at more than we do: RadiusGraph finds coincident atoms.
+                graphs.append(data if self.pre_transform is None else self.pre_transform(data))
             except ValueError as error:
+                reason = damaged(self.path, index, error)
                 if not self.skip_damaged:
-                    raise damaged(self.path, index, error) from error
+                    raise reason from error
                 num_skipped += 1
-                continue
-            if self.pre_filter is not None and not self.pre_filter(data):
-                continue
-            graphs.append(data if self.pre_transform is None else self.pre_transform(data))
         if not graphs:
-            raise damaged(self.path, None, f"no record to use, {num_skipped} are damaged")
+            found = f"no record to use, {num_skipped} are damaged"
+            raise damaged(self.path, None, found) from reason
         data, slices = self.collate(graphs)
         return {
             "data": data.to_dict(),

@@ -38,8 +38,8 @@ class NPZDataset(FileDataset):
             is written. (default: :obj:`None`)
         transform (callable, optional): Applied to a graph before every access.
             (default: :obj:`None`)
-        pre_transform (callable, optional): Applied to a graph before it is kept.
-            (default: :obj:`None`)
+        pre_transform (callable, optional): Applied to a graph before it is kept. A
+            :obj:`ValueError` that it raises counts as damage. (default: :obj:`None`)
         pre_filter (callable, optional): Says which graphs are kept, before
             :obj:`pre_transform`. (default: :obj:`None`)
         split (str, optional): Keep only the frames of this part, :obj:`"train"` or

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from e2former_pyg.data import NPZDataset
+from e2former_pyg.data import DamagedDataError, NPZDataset
 from e2former_pyg.data.cache import save_atomically
 from e2former_pyg.transforms import RadiusGraph
 
@@ -65,6 +65,16 @@ def test_other_settings_and_sources_are_processed_anew(molecule, write_npz, tmp_
     molecule["energy"] += 1.0
     path = write_npz(molecule)
     assert NPZDataset(path, root)[0].energy.tolist() == [molecule["energy"][0]]
+
+
+def test_damaged_processed_file(molecule, write_npz, tmp_path):
+    path, root = write_npz(molecule), tmp_path / "root"
+    processed = Path(NPZDataset(path, root).processed_paths[0])
+    for content in (processed.read_bytes()[:-500], b"", b"what is this"):
+        processed.write_bytes(content)
+        with pytest.raises(DamagedDataError, match=rf"{processed.name}': .*force_reload=True"):
+            NPZDataset(path, root)
+    assert len(NPZDataset(path, root, force_reload=True)) == len(NPZDataset(path, root)) == 5
 
 
 def test_interrupted_processing_leaves_nothing(molecule, write_npz, tmp_path):

@@ -150,6 +150,16 @@ def test_damaged_frames(molecule, write_npz, damage):
     assert dataset.num_skipped == count and len(dataset) == 5 - count
 
 
+def test_coincident_atoms_are_damage_to_a_transform(molecule, write_npz):
+    molecule["pos"][2, 1] = molecule["pos"][2, 0]
+    path = write_npz(molecule)
+    with pytest.raises(DamagedDataError, match=r"data.npz', record 2: .*coincident"):
+        NPZDataset(path, pre_transform=RadiusGraph(3.0))
+    with pytest.warns(UserWarning, match="1 damaged records"):
+        dataset = NPZDataset(path, pre_transform=RadiusGraph(3.0), skip_damaged=True)
+    assert len(dataset) == 4
+
+
 def test_damaged_ragged_frames(crystals, write_npz):
     crystals["ptr"][2] = 1
     with pytest.raises(DamagedDataError, match=r"record 1: `ptr` must rise .* found 2 before 1"):
