@@ -17,11 +17,14 @@ from torch_geometric.io import fs
 
 from .record import damaged
 
+VERSION = "1"
+"""To be raised whenever the same file and settings give other contents."""
+
 
 def processed_name(path: Path, settings: Mapping[str, Any]) -> str:
     """A file name that changes with the source file and with how it is read."""
     stat = path.stat()
-    text = [str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)]
+    text = [VERSION, str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)]
     # The address of an object says nothing about it and changes from run to run.
     text += [f"{key}={re.sub(r' at 0x[0-9a-fA-F]+', '', str(settings[key]))}" for key in settings]
     return f"{path.stem}-{hashlib.sha256(chr(0).join(text).encode()).hexdigest()[:12]}.pt"

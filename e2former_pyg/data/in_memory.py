@@ -53,7 +53,7 @@ class FileDataset(InMemoryDataset, ABC):
         )
         self._data, self.slices = Data.from_dict(state["data"]), state["slices"]
         self.num_skipped: int = state["num_skipped"]
-        warn_skipped(self.path, self.num_skipped)
+        warn_skipped(self.path, self.num_skipped, stacklevel=4)
 
     @property
     def raw_paths(self) -> list[str]:
@@ -107,7 +107,7 @@ def source_file(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def warn_skipped(path: Path, num_skipped: int) -> None:
+def warn_skipped(path: Path, num_skipped: int, stacklevel: int) -> None:
     """Says that records were left out, each time a dataset is opened."""
     if num_skipped > 0:
-        warnings.warn(f"'{path}': {num_skipped} damaged records are skipped", stacklevel=4)
+        warnings.warn(f"'{path}': {num_skipped} damaged records are skipped", stacklevel=stacklevel)

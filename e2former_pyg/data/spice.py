@@ -107,7 +107,7 @@ class SPICEDataset(Dataset):
         self._group: torch.Tensor = state["group"]
         self._conformation: torch.Tensor = state["conformation"]
         self.num_skipped: int = state["num_skipped"]
-        warn_skipped(self.path, self.num_skipped)
+        warn_skipped(self.path, self.num_skipped, stacklevel=3)
 
     @property
     def raw_paths(self) -> list[str]:

@@ -177,8 +177,9 @@ def test_skipped_count_is_kept(molecule, write_npz, tmp_path):
     damage_energy(molecule)
     path = write_npz(molecule)
     for _ in range(2):
-        with pytest.warns(UserWarning, match="1 damaged records"):
+        with pytest.warns(UserWarning, match="1 damaged records") as caught:
             dataset = NPZDataset(path, tmp_path / "root", skip_damaged=True)
+        assert caught[0].filename == __file__
         assert dataset.num_skipped == 1 and len(dataset) == 4
     # What was processed with damage skipped does not hide it from those who want to know.
     with pytest.raises(DamagedDataError, match="record 1"):

@@ -216,8 +216,9 @@ def test_damaged_records(write, tmp_path, damage, record, count, message):
     with pytest.raises(DamagedDataError, match=place):
         SPICEDataset(path)
     for _ in range(2):
-        with pytest.warns(UserWarning, match=rf"{count} damaged records are skipped"):
+        with pytest.warns(UserWarning, match=rf"{count} damaged records are skipped") as caught:
             dataset = SPICEDataset(path, tmp_path / "root", skip_damaged=True)
+        assert caught[0].filename == __file__
         assert dataset.num_skipped == count
         assert len(dataset) == (9 if count in (1, 3) and record == 4 else 12 - count)
         assert all(bool(data.pos.isfinite().all()) for data in dataset)
