@@ -2,6 +2,7 @@ r"""PyTorch Geometric layers for E2Former-V2: equivariant attention and convolut
 graphs, with cost and memory on the nodes.
 """
 
+from . import data as data
 from . import functional as functional
 from . import graph as graph
 from . import models as models

@@ -14,17 +14,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.transforms import BaseTransform
 
 from .graph import radius_graph
-
-# CODATA 2022; the electron volt and the mole are exact.
-KILOJOULE_PER_MOLE = 1e3 / (1.602176634e-19 * 6.02214076e23)
-ENERGY_UNITS = {
-    "eV": 1.0,
-    "meV": 1e-3,
-    "Hartree": 27.211386245981,
-    "kJ/mol": KILOJOULE_PER_MOLE,
-    "kcal/mol": 4.184 * KILOJOULE_PER_MOLE,
-}
-LENGTH_UNITS = {"Angstrom": 1.0, "nm": 10.0, "Bohr": 0.529177210544}
+from .units import ENERGY_UNITS, LENGTH_UNITS
 
 
 class RadiusGraph(BaseTransform):
@@ -100,7 +90,9 @@ class RadiusGraph(BaseTransform):
         return edge_index, (pos[target] - pos[source]).norm(dim=-1)
 
     def __repr__(self) -> str:
-        return f"{self.__class__.__name__}(cutoff={self.cutoff})"
+        limit = self.max_num_neighbors
+        more = "" if limit is None else f", max_num_neighbors={limit}"
+        return f"{self.__class__.__name__}(cutoff={self.cutoff}{more})"
 
 
 class RandomRotation(BaseTransform):
@@ -223,7 +215,8 @@ class ConvertUnits(BaseTransform):
         return data
 
     def __repr__(self) -> str:
-        return f"{self.__class__.__name__}(energy={self.energy}, length={self.length})"
+        more = "" if self.energy_keys == ("energy",) else f", energy_keys={self.energy_keys}"
+        return f"{self.__class__.__name__}(energy={self.energy}, length={self.length}{more})"
 
 
 def _position(data: Data | Batch) -> Tensor:

@@ -44,6 +44,8 @@ def assert_same(left, right):
 def test_radius_graph_on_molecules():
     transform = RadiusGraph(2.5)
     assert str(transform) == "RadiusGraph(cutoff=2.5)"
+    limited = RadiusGraph(2.5, max_num_neighbors=9)
+    assert str(limited) == "RadiusGraph(cutoff=2.5, max_num_neighbors=9)"
     data = make_data()
     data.edge_index, data.edge_attr = torch.zeros(2, 5).long(), torch.zeros(5, 4)
     before = snapshot(data)

@@ -1,0 +1,15 @@
+r"""Datasets in PyG's style: graphs of atoms without edges, in eV and Å, read from files.
+
+All check what they read: a record with shapes that disagree or with values that are not finite
+raises a :class:`DamagedDataError` that names the file and the index of the record, or is skipped
+and counted with :obj:`skip_damaged=True`. Processed files are written under a temporary name and
+renamed, so that an interruption leaves none half-written. Edges are made by
+:class:`~e2former_pyg.transforms.RadiusGraph`, as :obj:`transform` or :obj:`pre_transform`.
+"""
+
+from .ase_file import ASEDataset
+from .npz import NPZDataset
+from .record import DamagedDataError
+from .spice import SPICEDataset
+
+__all__ = ["ASEDataset", "DamagedDataError", "NPZDataset", "SPICEDataset"]

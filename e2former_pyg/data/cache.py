@@ -1,0 +1,60 @@
+"""Processed files: written whole or not at all, and never read for other sources or settings."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch_geometric.io import fs
+
+from .record import damaged
+
+VERSION = "1"
+"""To be raised whenever the same file and settings give other contents."""
+
+
+def processed_name(path: Path, settings: Mapping[str, Any]) -> str:
+    """A file name that changes with the source file and with how it is read."""
+    stat = path.stat()
+    text = [VERSION, str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)]
+    # The address of an object says nothing about it and changes from run to run.
+    text += [f"{key}={re.sub(r' at 0x[0-9a-fA-F]+', '', str(settings[key]))}" for key in settings]
+    return f"{path.stem}-{hashlib.sha256(chr(0).join(text).encode()).hexdigest()[:12]}.pt"
+
+
+def cached(path: Path | None, build: Callable[[], Any], force_reload: bool) -> Any:
+    """What ``build`` returns, kept in the file ``path`` unless that is :obj:`None`."""
+    if path is None:
+        return build()
+    if force_reload or not path.exists():
+        save_atomically(build(), path)
+    try:
+        return fs.torch_load(str(path))
+    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = f"it cannot be read; pass force_reload=True to make it again ({error})"
+        raise damaged(path, None, reason) from error
+
+
+def save_atomically(value: Any, path: Path) -> None:
+    """Writes a file under a temporary name beside ``path``, then renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Runs at the same time write files of their own; the last one to finish wins.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise

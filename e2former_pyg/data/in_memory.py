@@ -1,0 +1,113 @@
+"""What datasets that fit into memory share."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch_geometric.data import Data, InMemoryDataset
+
+from .cache import cached, processed_name
+from .record import check_same_fields, damaged, make_data
+
+Record = tuple[int, Mapping[str, Any] | ValueError]
+"""The index of a record in its file, and its arrays or what is wrong with it."""
+
+
+class FileDataset(InMemoryDataset, ABC):
+    """A dataset read from one file; subclasses say how by :meth:`read`."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        root: str | os.PathLike[str] | None,
+        transform: Callable | None,
+        pre_transform: Callable | None,
+        pre_filter: Callable | None,
+        *,
+        skip_damaged: bool,
+        dtype: torch.dtype,
+        force_reload: bool,
+        **settings: Any,
+    ) -> None:
+        self.path = source_file(path)
+        self.skip_damaged = skip_damaged
+        self.dtype = dtype
+        self._settings = {
+            "class": type(self).__name__,
+            "pre_transform": pre_transform,
+            "pre_filter": pre_filter,
+            "skip_damaged": skip_damaged,
+            "dtype": dtype,
+            **settings,
+        }
+        root = None if root is None else os.fspath(root)
+        super().__init__(root, transform, pre_transform, pre_filter, force_reload=force_reload)
+        state = cached(
+            None if root is None else Path(self.processed_paths[0]), self._build, force_reload
+        )
+        self._data, self.slices = Data.from_dict(state["data"]), state["slices"]
+        self.num_skipped: int = state["num_skipped"]
+        warn_skipped(self.path, self.num_skipped, stacklevel=4)
+
+    @property
+    def raw_paths(self) -> list[str]:
+        return [str(self.path)]
+
+    @property
+    def processed_file_names(self) -> str:
+        return processed_name(self.path, self._settings)
+
+    @abstractmethod
+    def read(self) -> Iterator[Record]:
+        """Yields the records of the file one after the other."""
+
+    def _build(self) -> dict[str, Any]:
+        graphs: list[Data] = []
+        names: frozenset[str] | None = None
+        num_skipped = 0
+        reason: ValueError | None = None
+        for index, fields in self.read():
+            try:
+                if isinstance(fields, ValueError):
+                    raise fields
+                data = make_data(fields, self.dtype)
+                names = frozenset(data.keys()) if names is None else names
+                check_same_fields(data, names)
+                if self.pre_filter is not None and not self.pre_filter(data):
+                    continue
+                # Transforms look at more than we do: RadiusGraph finds coincident atoms.
+                graphs.append(data if self.pre_transform is None else self.pre_transform(data))
+            except ValueError as error:
+                reason = damaged(self.path, index, error)
+                if not self.skip_damaged:
+                    raise reason from error
+                num_skipped += 1
+        if not graphs:
+            found = f"no record to use, {num_skipped} are damaged"
+            raise damaged(self.path, None, found) from reason
+        data, slices = self.collate(graphs)
+        return {
+            "data": data.to_dict(),
+            "slices": slices,
+            "num_skipped": num_skipped,
+        }
+
+
+def source_file(path: str | os.PathLike[str]) -> Path:
+    """The path of an existing file."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"`path` must be an existing file, found '{file}'")
+    return file
+
+
+def warn_skipped(path: Path, num_skipped: int, stacklevel: int) -> None:
+    """Says that records were left out, each time a dataset is opened."""
+    if num_skipped > 0:
+        warnings.warn(f"'{path}': {num_skipped} damaged records are skipped", stacklevel=stacklevel)
