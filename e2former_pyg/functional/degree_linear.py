@@ -12,6 +12,12 @@ from .backends import has_triton
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+@torch.compiler.assume_constant_result
+def _multiplies_tf32(device: torch.device) -> bool:
+    """Whether a GPU has the products that the kernel is made of."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def degree_linear(
     x: Tensor,
     weight: Tensor,
@@ -27,8 +33,9 @@ def degree_linear(
 
     where a row of degree :math:`\ell` has :math:`P_\ell` paths side by side.
 
-    CUDA tensors of type float32, bfloat16 and float16 take a Triton kernel. It is as exact as
-    float32 allows, unless PyTorch was told to use TF32 for matrix products.
+    CUDA tensors of type float32, bfloat16 and float16 take a Triton kernel, also in layers whose
+    operation takes another backend. It is as exact as float32 allows, unless PyTorch was told to
+    use TF32 for matrix products.
 
     Args:
         x (torch.Tensor): The features.
@@ -43,8 +50,9 @@ def degree_linear(
         - **bias:** :math:`(C_\mathrm{out})`
         - **addend, output:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})`
     """
-    if x.is_cuda and has_triton():
-        if torch.is_autocast_enabled("cuda"):
+    if x.is_cuda and has_triton() and _multiplies_tf32(x.device):
+        # As autocast does with PyTorch's own products, which leaves float64 alone.
+        if torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype("cuda")
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)

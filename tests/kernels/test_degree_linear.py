@@ -6,7 +6,11 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from e2former_pyg.functional.degree_linear import degree_linear, degree_linear_torch
+from e2former_pyg.functional.degree_linear import (
+    _multiplies_tf32,
+    degree_linear,
+    degree_linear_torch,
+)
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
@@ -149,6 +153,21 @@ def test_autocast():
         grad.dtype == torch.float32
         for grad in torch.autograd.grad(value.float().sum(), (x, weight, bias))
     )
+
+
+@pytest.mark.cuda
+def test_autocast_leaves_float64_alone():
+    inputs = make_inputs((1, 1), 16, 8, 50, "cuda", torch.float64)
+    with torch.autocast("cuda", torch.bfloat16):
+        value = degree_linear(*inputs[:2], (1, 1), *inputs[2:])
+    assert value.dtype == torch.float64
+
+
+@pytest.mark.parametrize("capability, expected", [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_older_cards_take_pytorch(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert _multiplies_tf32(torch.device("cuda:0")) == expected
 
 
 @pytest.mark.cuda
