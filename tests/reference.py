@@ -15,6 +15,8 @@ import torch
 from e3nn import o3
 from scipy.interpolate import BSpline
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from e2former_pyg.functional import coupling, equivariant_attention, equivariant_convolution
 from e2former_pyg.graph import CSRNeighborhood
@@ -286,3 +288,17 @@ def error(found: Tensor, expected: Tensor) -> float:
     """Relative error in the 2-norm."""
     found, expected = found.detach().double(), expected.detach().double()
     return float((found - expected).norm() / expected.norm().clamp(min=1e-300))
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that owns memory."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                size = leaf.untyped_storage().nbytes() // leaf.element_size()
+                self.elements = max(self.elements, size)
+        return out

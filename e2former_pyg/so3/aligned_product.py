@@ -199,6 +199,17 @@ def _by_vectors(
     return gradient_by_vectors(frame.paths, x, rows, r)
 
 
+def _by_others(
+    frame: Frame, x: Tensor, grad: Tensor, r: Tensor, weights: Sequence[Tensor], needs: Any
+) -> tuple[Tensor | None, ...]:
+    """The derivatives by the vectors and by the weights."""
+    need_r, *need_weights = needs
+    by_weights: Sequence[Tensor | None] = [None] * len(weights)
+    if any(need_weights):
+        by_weights = _ByWeights.apply(frame, x, grad, r)
+    return (_by_vectors(frame, x, grad, r, weights) if need_r else None, *by_weights)
+
+
 @autograd_without_autocast
 class _Product(torch.autograd.Function):
     @staticmethod
@@ -210,17 +221,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, r, *weights = ctx.saved_tensors
-        need_x, need_r, *need_weights = ctx.needs_input_grad[1:]
-        return (
-            None,
-            _ByInputs.apply(ctx.frame, grad, r, *weights) if need_x else None,
-            _by_vectors(ctx.frame, x, grad, r, weights) if need_r else None,
-            *(
-                _ByWeights.apply(ctx.frame, x, grad, r)
-                if any(need_weights)
-                else [None] * len(weights)
-            ),
-        )
+        _, need_x, *needs = ctx.needs_input_grad
+        by_x = _ByInputs.apply(ctx.frame, grad, r, *weights) if need_x else None
+        return (None, by_x, *_by_others(ctx.frame, x, grad, r, weights, needs))
 
 
 @autograd_without_autocast
@@ -239,17 +242,9 @@ class _ByInputs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, x: Tensor) -> tuple[Any, ...]:
         grad, r, *weights = ctx.saved_tensors
-        need_grad, need_r, *need_weights = ctx.needs_input_grad[1:]
-        return (
-            None,
-            _Product.apply(ctx.frame, x, r, *weights) if need_grad else None,
-            _by_vectors(ctx.frame, x, grad, r, weights) if need_r else None,
-            *(
-                _ByWeights.apply(ctx.frame, x, grad, r)
-                if any(need_weights)
-                else [None] * len(weights)
-            ),
-        )
+        _, need_grad, *needs = ctx.needs_input_grad
+        by_grad = _Product.apply(ctx.frame, x, r, *weights) if need_grad else None
+        return (None, by_grad, *_by_others(ctx.frame, x, grad, r, weights, needs))
 
 
 @autograd_without_autocast

@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from e2former_pyg.functional import chunks, coupling
 from e2former_pyg.functional.factorized import factorized_sums
@@ -268,20 +266,6 @@ def test_float32_under_offsets_and_in_bfloat16(reference, convolution):
 # Memory ######################################################################
 
 
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that owns memory."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                size = leaf.untyped_storage().nbytes() // leaf.element_size()
-                self.elements = max(self.elements, size)
-        return out
-
-
 @KINDS
 @pytest.mark.parametrize("nodes, degree", [(64, 128), (128, 64)])
 def test_no_tensor_has_edges_times_features(reference, monkeypatch, convolution, nodes, degree):
@@ -293,7 +277,7 @@ def test_no_tensor_has_edges_times_features(reference, monkeypatch, convolution,
     source = torch.randint(nodes, (nodes * degree,), generator=generator)
     case = case.replace(edge_index=torch.stack([source, target]), pos=0.5 * case.pos)
     case, inputs = case.leaves()
-    with Largest() as largest:
+    with reference.Largest() as largest:
         out = case.run(algorithm="factorized")
         (force,) = torch.autograd.grad(out.square().sum(), inputs["pos"], create_graph=True)
         torch.autograd.grad(force.square().sum(), list(inputs.values()))

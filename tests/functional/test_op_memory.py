@@ -3,8 +3,6 @@
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from e2former_pyg.functional import chunks
 
@@ -16,20 +14,6 @@ CHANNELS = 16
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", BUDGET)
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that owns memory."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                size = leaf.untyped_storage().nbytes() // leaf.element_size()
-                self.elements = max(self.elements, size)
-        return out
 
 
 def regular_case(reference, convolution, nodes, degree):
@@ -95,7 +79,7 @@ def test_saved_memory_is_linear_in_nodes(reference, convolution):
 @pytest.mark.parametrize("nodes, degree", [(32, 32), (128, 32), (32, 128)])
 def test_largest_tensor_is_a_chunk(reference, convolution, nodes, degree):
     case, inputs = regular_case(reference, convolution, nodes, degree).leaves()
-    with Largest() as largest:
+    with reference.Largest() as largest:
         out = case.run()
         step(case, inputs)
     assert nodes * degree * 9 * CHANNELS > 4 * BUDGET  # what an edge tensor would hold
