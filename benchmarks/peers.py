@@ -53,31 +53,42 @@ def installed(group: str) -> str | None:
 
 
 def measure(meter: Meter, contest: Contest) -> dict[str, Any]:
-    """Memory and time of both sides."""
+    """Memory and time of both sides; of one, if the other does not fit into memory."""
     finite: dict[str, bool] = {}
-    peaks: dict[str, float | None] = {"ours": None, "peer": None}
+    peaks: dict[str, float | None] = {}
+    runs: dict[str, Run] = {}
     sides: dict[str, Run | None] = {"peer": contest.peer, "ours": contest.ours}
-    runs = {side: run for side, run in sides.items() if run is not None}
-    for side, run in runs.items():
-        results, peaks[side] = meter.peak(run)
-        finite[side] = all(bool(value.isfinite().all()) for value in results.values())
-        del results
+    for side, run in sides.items():
+        if run is None:
+            continue
         meter.release()
+        try:
+            results, peaks[side] = meter.peak(run)
+        except torch.OutOfMemoryError:
+            continue
+        finite[side] = all(bool(value.isfinite().all()) for value in results.values())
+        runs[side] = run
+        del results
+    lacking = [side for side, run in sides.items() if run is not None and side not in runs]
+    if not runs:
+        raise torch.OutOfMemoryError(f"{' and '.join(lacking)} out of memory")
+    meter.release()
     timings = times(meter, runs)
     worst = max(contest.errors.values(), default=None)
-    right = all(finite.values()) and (worst is None or worst <= contest.bar)
+    right = "ours" in runs and all(finite.values()) and (worst is None or worst <= contest.bar)
     record: dict[str, Any] = {"edges": contest.edges, **contest.about, "right": right}
-    for side in ("peer", "ours"):
+    for side in sides:
         timing = timings.get(side)
         record[f"{side}_ms"] = None if timing is None else timing.median
         record[f"{side}_spread"] = None if timing is None else timing.spread
         record[f"{side}_runs"] = None if timing is None else timing.runs
-        record[f"{side}_peak_mib"] = peaks[side]
+        record[f"{side}_peak_mib"] = peaks.get(side)
     record["ratio"] = record["memory_ratio"] = None
     if right and "peer" in timings:
         record["ratio"] = record["peer_ms"] / record["ours_ms"]
-        if peaks["peer"] is not None and peaks["ours"]:
-            record["memory_ratio"] = peaks["peer"] / peaks["ours"]
+        if record["peer_peak_mib"] is not None and record["ours_peak_mib"]:
+            record["memory_ratio"] = record["peer_peak_mib"] / record["ours_peak_mib"]
+    record["out_of_memory"] = lacking
     record["worst_error"] = _finite(worst)
     record["errors"] = {name: _finite(error) for name, error in contest.errors.items()}
     return record

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -279,6 +280,7 @@ def _derived(
     return {"out": out.detach(), "features": features(gradient)}
 
 
+@cache
 def errors_of(library: Library, setting: Setting, atoms: int, device: str) -> dict[str, float]:
     """Of the library and of ours, against e3nn in float64."""
     problem = Operation.make("convolution", setting, atoms, device)

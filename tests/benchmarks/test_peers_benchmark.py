@@ -16,11 +16,16 @@ from attention_measure import Meter
 from attention_problems import Contender, Operation
 from attention_systems import Setting
 from peers_cases import GROUPS, PACKAGES, Case, all_cases
-from peers_contest import bare_package
+from peers_contest import Contest, bare_package
 
 FIELDS = {"case", "peer", "version", "atoms", "edges", "peer_ms", "ours_ms", "ratio"}
 FIELDS |= {"peer_peak_mib", "ours_peak_mib", "peer_spread", "ours_spread", "environment"}
 SMALL = ["--device", "cpu", "--channels", "16", "--repeats", "2", "--seconds", "0"]
+
+
+@pytest.fixture(autouse=True)
+def forget_errors() -> None:
+    peers_convolutions.errors_of.cache_clear()
 
 
 def run(out: Path, *arguments: str) -> tuple[int, dict[str, dict]]:
@@ -142,6 +147,24 @@ def test_a_compiled_potential_is_used_and_checked(tmp_path: Path, monkeypatch) -
         record = records["schnet/model/energy+forces/12"]
         assert record["ours_what"].endswith("compile_for_inference")
         assert record["right"] == right and (record["ratio"] is not None) == right
+
+
+@pytest.mark.parametrize("large", ["peer", "ours"])
+def test_one_side_without_memory_leaves_the_other(large: str) -> None:
+    def fits() -> dict[str, torch.Tensor]:
+        return {"out": torch.ones(3)}
+
+    def fails() -> dict[str, torch.Tensor]:
+        raise torch.OutOfMemoryError("too large")
+
+    sides = {"peer": fits, "ours": fits, large: fails}
+    record = peers.measure(Meter("cpu", repeats=2, seconds=0), Contest(edges=1, about={}, **sides))
+    other = {"peer": "ours", "ours": "peer"}[large]
+    assert record["out_of_memory"] == [large] and record["ratio"] is None
+    assert record[f"{large}_ms"] is None and record[f"{other}_ms"] > 0
+    assert record["right"] == (other == "ours")
+    with pytest.raises(torch.OutOfMemoryError, match="peer and ours"):
+        peers.measure(Meter("cpu"), Contest(fails, fails, 1, {}))
 
 
 def test_cases_are_named_once_and_cover_every_library() -> None:
