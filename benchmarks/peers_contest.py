@@ -57,3 +57,9 @@ def bare_package(name: str) -> None:
     module.__spec__ = spec
     module.__path__ = found
     sys.modules[name] = module
+
+
+def require_cuequivariance() -> None:
+    """Raises where cuEquivariance and what uses it would silently run without its kernels."""
+    for name in ("cuequivariance_torch", "cuequivariance_ops_torch"):
+        importlib.import_module(name)

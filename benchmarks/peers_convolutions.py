@@ -20,7 +20,7 @@ from attention_passes import relative_error
 from attention_problems import Contender, Operation
 from attention_systems import Setting
 from peers_cases import ORDERS, Case
-from peers_contest import Contest, run_of
+from peers_contest import Contest, require_cuequivariance, run_of
 from torch import Tensor
 
 from e2former_pyg.functional import Coupling
@@ -104,13 +104,12 @@ def make_inputs(problem: Operation, dtype: torch.dtype) -> Inputs:
         paths = sorted_paths(setting.coupling)
         weights = channels[:, [setting.orders.index(path.order) for path in paths]]
         harmonics = geometry.harmonics[order][:, setting.coupling.harmonic_rows]
-    tensors = {"x": leaves["v"], "harmonics": harmonics, "weights": weights}
+    tensors = {"x": leaves["v"].detach(), "harmonics": harmonics, "weights": weights}
+    # Kernels of other libraries do not look at strides, which indexing can leave transposed.
+    plain = {name: value.to(dtype).contiguous().clone() for name, value in tensors.items()}
     return Inputs(
         paths,
-        {
-            name: value.detach().to(dtype, copy=True).requires_grad_()
-            for name, value in tensors.items()
-        },
+        {name: value.requires_grad_() for name, value in plain.items()},
         source,
         target,
         (source * atoms + target).argsort(),
@@ -175,11 +174,15 @@ def cuequivariance_convolution(inputs: Inputs, method: str) -> Contender:
     degrees = inputs.irreps(list(range(inputs.lmax + 1)), 1)
     irreps = [cue.Irreps(O3_e3nn, names) for names in (features, harmonics, degrees)]
     product = cue.descriptors.channelwise_tensor_product(*irreps)
+    if leaves["x"].is_cuda:
+        require_cuequivariance()
     function = cuet.SegmentedPolynomial(
         product.flatten_coefficient_modes().squeeze_modes().polynomial,
         method=method,
         math_dtype=leaves["x"].dtype,
     ).to(leaves["x"].device)
+    if leaves["x"].is_cuda and "Naive" in type(function.m).__name__:
+        raise RuntimeError(f"cuEquivariance has no kernel for method {method!r} here")
     like = leaves["x"].detach().new_empty(inputs.atoms, 1)
 
     def call() -> Tensor:

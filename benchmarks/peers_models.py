@@ -6,9 +6,9 @@ of our potential that say so. Weights are random.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from attention_measure import Meter
 from attention_passes import Results, relative_error
 from attention_systems import DENSITY, ELEMENTS, Graph, Setting, make_atoms
 from peers_cases import Case
-from peers_contest import Contest
+from peers_contest import Contest, require_cuequivariance
 from torch import Tensor, nn
 
 from e2former_pyg import E2FormerPotential
@@ -145,7 +145,7 @@ def _mace(channels: int, cutoff: float, device: torch.device) -> tuple[nn.Module
 
     accelerated = None
     if device.type == "cuda":
-        import_module("cuequivariance_torch")  # without it MACE would silently be slow
+        require_cuequivariance()
         accelerated = CuEquivarianceConfig(
             enabled=True, layout="ir_mul", group="O3_e3nn", optimize_all=True, conv_fusion=True
         )
@@ -197,6 +197,25 @@ def mace_contest(case: Case, meter: Meter) -> Contest:
     return _contest(case, system, run, about)
 
 
+@contextmanager
+def kept_settings() -> Iterator[None]:
+    """Puts back what NequIP changes for the whole process, and with it for other libraries."""
+    import e3nn
+    from torch._dynamo import config
+
+    names = ("capture_dynamic_output_shape_ops", "capture_scalar_outputs")
+    dtype, defaults = torch.get_default_dtype(), e3nn.get_optimization_defaults()
+    fusion = torch.jit.set_fusion_strategy([("DYNAMIC", 1)])  # it can only be read so
+    torch.jit.set_fusion_strategy(fusion)
+    try:
+        with config.patch({name: getattr(config, name) for name in names}):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        e3nn.set_optimization_defaults(**defaults)
+        torch.jit.set_fusion_strategy(fusion)
+
+
 @cache
 def _nequip(channels: int, cutoff: float, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
     """NequIP with four layers; with cuEquivariance on a GPU."""
@@ -204,9 +223,8 @@ def _nequip(channels: int, cutoff: float, device: torch.device) -> tuple[nn.Modu
     from nequip.model.modify_utils import modify
     from nequip.utils.global_state import set_global_state
 
-    dtype = torch.get_default_dtype()
-    try:
-        set_global_state(allow_tf32=False)  # which also makes float64 the default
+    with kept_settings():
+        set_global_state(allow_tf32=False)
         model = NequIPGNNModel(
             seed=2,
             model_dtype="float32",
@@ -219,9 +237,8 @@ def _nequip(channels: int, cutoff: float, device: torch.device) -> tuple[nn.Modu
             avg_num_neighbors=NEIGHBORS,
         )
         if device.type == "cuda":
+            require_cuequivariance()
             model = modify(model, [{"modifier": "enable_CuEquivariance"}])
-    finally:
-        torch.set_default_dtype(dtype)
     what = f"NequIP, {LAYERS} layers, {channels} channels, lmax 2, no parity, "
     what += "cuEquivariance" if device.type == "cuda" else "e3nn"
     about = {"peer_what": what, "peer_parameters": _size(model)}

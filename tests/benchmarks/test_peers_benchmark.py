@@ -207,6 +207,25 @@ def test_models_get_the_periodic_system(monkeypatch, name: str) -> None:
     torch.testing.assert_close(image["forces"], out["forces"], rtol=1e-3, atol=1e-4)
 
 
+def test_settings_of_the_process_are_kept() -> None:
+    import e3nn
+
+    def settings() -> tuple:
+        fusion = torch.jit.set_fusion_strategy([("STATIC", 2)])
+        torch.jit.set_fusion_strategy(fusion)
+        scalars = torch._dynamo.config.capture_scalar_outputs
+        return torch.get_default_dtype(), e3nn.get_optimization_defaults(), fusion, scalars
+
+    before = settings()
+    with pytest.raises(RuntimeError, match="inside"), peers_models.kept_settings():
+        torch.set_default_dtype(torch.float64)
+        e3nn.set_optimization_defaults(jit_mode="eager")
+        torch.jit.set_fusion_strategy([("DYNAMIC", 7)])
+        torch._dynamo.config.capture_scalar_outputs = not before[3]
+        raise RuntimeError("inside")
+    assert settings() == before
+
+
 @pytest.mark.parametrize("library", [n for n in peers_convolutions.LIBRARIES if n != "e3nn"])
 def test_libraries_compute_the_convolution(library: str) -> None:
     distribution = {"cuequivariance": "cuequivariance_torch"}.get(library, library)
