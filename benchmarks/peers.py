@@ -55,7 +55,7 @@ def installed(group: str) -> str | None:
 def measure(meter: Meter, contest: Contest) -> dict[str, Any]:
     """Memory and time of both sides; of one, if the other does not fit into memory."""
     finite: dict[str, bool] = {}
-    peaks: dict[str, float | None] = {}
+    peaks: dict[str, Any] = {}
     runs: dict[str, Run] = {}
     sides: dict[str, Run | None] = {"peer": contest.peer, "ours": contest.ours}
     for side, run in sides.items():
@@ -69,6 +69,8 @@ def measure(meter: Meter, contest: Contest) -> dict[str, Any]:
         finite[side] = all(bool(value.isfinite().all()) for value in results.values())
         runs[side] = run
         del results
+    if peaks.get("ours") is not None:
+        peaks["ours"] += contest.ours_kept_mib
     lacking = [side for side, run in sides.items() if run is not None and side not in runs]
     if not runs:
         raise torch.OutOfMemoryError(f"{' and '.join(lacking)} out of memory")

@@ -31,6 +31,8 @@ class Contest:
     """Relative errors where something is known to be equal."""
     bar: float = 0.0
     """The largest of them that is allowed."""
+    ours_kept_mib: float = 0.0
+    """Memory of ours that is held between calls, and counts as well."""
 
 
 def run_of(contender: Contender, which: str) -> Run:

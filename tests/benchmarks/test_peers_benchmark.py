@@ -167,6 +167,18 @@ def test_one_side_without_memory_leaves_the_other(large: str) -> None:
         peers.measure(Meter("cpu"), Contest(fails, fails, 1, {}))
 
 
+def test_memory_that_is_kept_between_calls_counts(monkeypatch) -> None:
+    meter = Meter("cpu", repeats=2, seconds=0)
+    monkeypatch.setattr(meter, "peak", lambda run: (run(), 5.0))
+
+    def out() -> dict[str, torch.Tensor]:
+        return {"out": torch.ones(3)}
+
+    record = peers.measure(meter, Contest(out, out, 1, {}, ours_kept_mib=20.0))
+    assert record["ours_peak_mib"] == 25.0 and record["peer_peak_mib"] == 5.0
+    assert record["memory_ratio"] == pytest.approx(0.2)
+
+
 def test_cases_are_named_once_and_cover_every_library() -> None:
     names = [case.name for case in all_cases(10_240, 128)]
     assert len(names) == len(set(names))
