@@ -9,7 +9,8 @@ renamed, so that an interruption leaves none half-written. Edges are made by
 
 from .ase_file import ASEDataset
 from .npz import NPZDataset
+from .omol25 import OMol25Dataset
 from .record import DamagedDataError
 from .spice import SPICEDataset
 
-__all__ = ["ASEDataset", "DamagedDataError", "NPZDataset", "SPICEDataset"]
+__all__ = ["ASEDataset", "DamagedDataError", "NPZDataset", "OMol25Dataset", "SPICEDataset"]
