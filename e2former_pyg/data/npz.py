@@ -34,8 +34,9 @@ class NPZDataset(FileDataset):
         path (str): The file.
         root (str, optional): The folder in which processed graphs are kept, in
             :obj:`root/processed`. The file name there changes with the source file and with the
-            arguments, transforms being told apart by their :obj:`repr`. If :obj:`None`, nothing
-            is written. (default: :obj:`None`)
+            arguments, transforms being told apart by their :obj:`repr`. Processing that takes
+            longer than a minute is kept there once a minute and, when it was interrupted, goes on
+            from there. If :obj:`None`, nothing is written. (default: :obj:`None`)
         transform (callable, optional): Applied to a graph before every access.
             (default: :obj:`None`)
         pre_transform (callable, optional): Applied to a graph before it is kept. A
@@ -96,14 +97,14 @@ class NPZDataset(FileDataset):
             labels=self.labels,
         )
 
-    def read(self) -> Iterator[Record]:
+    def read(self, start: int) -> Iterator[Record]:
         arrays = self._arrays()
         per_frame = [name for name in (*PER_FRAME, *self.labels) if name in arrays]
         ragged = "ptr" in arrays
         lengths = [len(arrays[name]) for name in per_frame]
         # The longest array counts, so that frames which another one lacks are found.
         lengths.append(len(arrays["ptr"]) - 1 if ragged else len(arrays["pos"]))
-        for index in range(max(lengths)):
+        for index in range(start, max(lengths)):
             if self.split is not None:
                 split = arrays["split"]
                 if index < len(split) and split[index] != SPLITS[self.split]:

@@ -45,9 +45,9 @@ class SPICEDataset(Dataset):
     Args:
         path (str): The file.
         root (str, optional): The folder in which the index is kept, in :obj:`root/processed`.
-            The file name there changes with the source file and with the arguments. If
-            :obj:`None`, nothing is written and the index is made each time.
-            (default: :obj:`None`)
+            The file name there changes with the source file and with the arguments. If making it
+            is interrupted, it starts again. If :obj:`None`, nothing is written and the index is
+            made each time. (default: :obj:`None`)
         transform (callable, optional): Applied to a graph before every access.
             (default: :obj:`None`)
         subsets (list of str, optional): The subsets to read, by the full names that the file
