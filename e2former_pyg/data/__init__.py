@@ -11,9 +11,17 @@ interruption, :class:`OMol25Dataset` looks for damage from the file that it was 
 """
 
 from .ase_file import ASEDataset
-from .npz import NPZDataset
+from .npz import MD17_KEYS, REVISED_MD17_KEYS, NPZDataset
 from .omol25 import OMol25Dataset
 from .record import DamagedDataError
 from .spice import SPICEDataset
 
-__all__ = ["ASEDataset", "DamagedDataError", "NPZDataset", "OMol25Dataset", "SPICEDataset"]
+__all__ = [
+    "MD17_KEYS",
+    "REVISED_MD17_KEYS",
+    "ASEDataset",
+    "DamagedDataError",
+    "NPZDataset",
+    "OMol25Dataset",
+    "SPICEDataset",
+]
