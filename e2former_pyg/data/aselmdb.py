@@ -38,6 +38,7 @@ class ASELMDB:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._environment: Any = None
+        self._database: Any = None
         self._connect()
 
     def ids(self) -> list[int]:
@@ -66,6 +67,7 @@ class ASELMDB:
             # Of the process that this one was forked from, perhaps, which keeps its own: here LMDB
             # forbids to use it, and takes the file for open as long as it is not closed.
             self._environment.close()
+            self._database = None
         try:
             self._check_length(lmdb)
             self._database = backend(str(self.path), use_lock_file=False, readonly=True)
