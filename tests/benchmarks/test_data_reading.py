@@ -58,8 +58,9 @@ def test_memory_is_seen(tmp_path):
     molecules = random_molecules(20_000)
     npz = data_reading.read_in_process("npz", write("npz", tmp_path, molecules), reads=100)
     spice = data_reading.read_in_process("spice", write("spice", tmp_path, molecules), reads=100)
-    assert npz["peak_rss_growth_mib"] > spice["file_mib"] > 14
-    assert spice["peak_rss_growth_mib"] < 0.7 * spice["file_mib"]
+    # One keeps all graphs in memory, the other one none.
+    assert npz["peak_rss_growth_mib"] > 2 * npz["file_mib"] > 28
+    assert spice["peak_rss_growth_mib"] < npz["peak_rss_growth_mib"] / 2
 
 
 @LINUX
