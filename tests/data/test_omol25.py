@@ -166,6 +166,23 @@ def test_batches_reach_the_potential(write, num_workers):
 
 
 @pytest.mark.slow
+def test_forked_workers_are_silent(write):
+    """Databases of the parent are closed without errors, which pytest would not let through."""
+    code = (
+        "import sys\n"
+        "from torch_geometric.loader import DataLoader\n"
+        "from e2former_pyg.data import OMol25Dataset\n"
+        "dataset = OMol25Dataset(sys.argv[1:])\n"
+        "first = dataset[0]\n"
+        "loader = DataLoader(dataset, num_workers=2, multiprocessing_context='fork')\n"
+        "print(len([data for _ in range(2) for data in loader]))\n"
+    )
+    paths = [write(5), write(5, "data0001.aselmdb", 1)]
+    run = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "20\n", "")
+
+
+@pytest.mark.slow
 def test_spawned_workers(write):
     dataset = OMol25Dataset(write())
     first = dataset[0]
