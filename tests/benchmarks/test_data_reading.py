@@ -54,6 +54,7 @@ def test_measurements(tmp_path, capsys):
 
 
 @LINUX
+@pytest.mark.slow
 def test_memory_is_seen(tmp_path):
     """What a process takes shows, or the bound below would say nothing."""
     molecules = random_molecules(20_000)
