@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
-from torchmetrics import MeanMetric
 
 from ..models import E2FormerPotential, E2FormerProperty
 from ..models.checkpoint import config_text, read_checkpoint
+from .metrics import Mean
 from .optimizer import WarmupCosine, parameter_groups
 from .random_state import gather_random_states, set_random_state
 
@@ -64,8 +64,8 @@ class TrainingModule(LightningModule):
         self.end_factor = end_factor
         self.total_steps = total_steps
         model.backbone.activation_checkpointing = activation_checkpointing
-        self.means = nn.ModuleDict({name: _mean() for name in metrics})
-        self.loss_means = nn.ModuleDict({name: _mean() for name in losses})
+        self.means = nn.ModuleDict({name: Mean() for name in metrics})
+        self.loss_means = nn.ModuleDict({name: Mean() for name in losses})
         self._random_states: list[dict[str, Any]] | None = None
         if weights is not None:
             load_weights(model, weights)
@@ -131,10 +131,10 @@ class TrainingModule(LightningModule):
         values, sums = self.measure(data)
         for name, value in values.items():
             mean: Any = self.means[name]
-            mean.update(value.double().mean(), weight=value.numel())
+            mean.update(value.double().sum(), value.numel())
         for name, (total, count) in sums.items():
             mean = self.loss_means[name]
-            mean.update(total / count, weight=count)
+            mean.update(total, count)
 
     def _log_means(self, stage: str) -> None:
         results = {name: _result(mean) for name, mean in self.means.items()}
@@ -187,12 +187,6 @@ class TrainingModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_states = checkpoint.get(KEY, {}).get("random_states")
-
-
-def _mean() -> MeanMetric:
-    mean = MeanMetric(nan_strategy="disable")
-    mean.set_dtype(torch.float64)
-    return mean
 
 
 def _result(mean: Any) -> Any:
