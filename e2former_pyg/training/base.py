@@ -162,7 +162,8 @@ class TrainingModule(LightningModule):
             parameter_groups(self.model, self.weight_decay),
             lr=self.lr,
             betas=self.betas,
-            fused=True,
+            # Lightning does not clip gradients of a fused optimizer in mixed precision.
+            fused=not str(self.trainer.precision).endswith("mixed"),
         )
         total = self.total_steps or self.trainer.estimated_stepping_batches
         if total == float("inf"):

@@ -92,6 +92,7 @@ class GraphDataModule(LightningDataModule):
             "persistent_workers": num_workers > 0,
         }
         self.datasets: dict[str, Any] = {}
+        self.loaders: list[GraphLoader] = []
 
     def prepare_data(self) -> None:
         # On one process of each machine. What this makes stays on the disk alone.
@@ -140,7 +141,12 @@ class GraphDataModule(LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,
         )
-        return GraphLoader(dataset, sampler, **self.options)
+        self.loaders.append(GraphLoader(dataset, sampler, **self.options))
+        return self.loaders[-1]
+
+    def teardown(self, stage: str) -> None:
+        while self.loaders:
+            self.loaders.pop().close()
 
 
 def split(dataset: Any, sizes: dict[str, int | float], seed: int) -> dict[str, Subset]:

@@ -49,3 +49,10 @@ class GraphLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sampler.load_state_dict(state)
+
+    def close(self) -> None:
+        """Ends persistent workers; the garbage collector waits seconds for each."""
+        iterator = self.loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()
+            self.loader._iterator = None

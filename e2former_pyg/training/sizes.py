@@ -26,6 +26,12 @@ def graph_sizes(dataset: Any, count: str) -> Tensor:
         return torch.ones(len(dataset), dtype=torch.long)
     if isinstance(dataset, Subset):
         return graph_sizes(dataset.dataset, count)[torch.as_tensor(dataset.indices)]
+    key = KEYS[count]
+    # Edges that a transform makes are not those that are kept.
+    kept = isinstance(dataset, InMemoryDataset) and (count == "atoms" or dataset.transform is None)
+    if kept and dataset.slices is not None and key in dataset.slices:
+        sizes = torch.as_tensor(dataset.slices[key]).diff()
+        return sizes[torch.as_tensor(list(dataset.indices()))]
     known = getattr(dataset, "num_atoms", None)
     if count == "atoms" and isinstance(known, Tensor):
         if known.shape != (len(dataset),):
@@ -34,12 +40,6 @@ def graph_sizes(dataset: Any, count: str) -> Tensor:
                 f"got {list(known.shape)}"
             )
         return known.long()
-    key = KEYS[count]
-    # Edges that a transform makes are not those that are kept.
-    kept = isinstance(dataset, InMemoryDataset) and (count == "atoms" or dataset.transform is None)
-    if kept and dataset.slices is not None and key in dataset.slices:
-        sizes = torch.as_tensor(dataset.slices[key]).diff()
-        return sizes[torch.as_tensor(list(dataset.indices()))]
     return torch.tensor([_size(dataset[index], count, index) for index in range(len(dataset))])
 
 
