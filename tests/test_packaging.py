@@ -14,11 +14,13 @@ ROOT = Path(__file__).parents[1]
 OPTIONAL = (
     "ase",
     "h5py",
+    "jsonargparse",
     "lightning",
     "matplotlib",
     "pyg_lib",
     "torch_cluster",
     "torch_scatter",
+    "torchmetrics",
     "triton",
     "vesin",
 )

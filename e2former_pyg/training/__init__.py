@@ -5,6 +5,13 @@ programs. A run can be stopped or killed at any step and goes on from its last c
 had not been: with the same weights, averages, moments, order of the data and random numbers.
 """
 
+try:
+    import lightning as lightning
+except ImportError as error:
+    raise ImportError(
+        "`lightning` is needed for training; install it by `pip install 'e2former-pyg[train]'`"
+    ) from error
+
 from .checkpoints import BestCheckpoint, LastCheckpoint, load_model
 from .datamodule import GraphDataModule
 from .ema import ExponentialAverage

@@ -6,14 +6,9 @@ import sys
 import warnings
 from typing import Any
 
-try:
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-except ImportError as error:
-    raise ImportError(
-        "Lightning is needed for training; install it by `pip install 'e2former-pyg[train]'`"
-    ) from error
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from .base import TrainingModule
 from .checkpoints import BestCheckpoint, LastCheckpoint, folder

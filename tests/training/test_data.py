@@ -15,7 +15,7 @@ from e2former_pyg.training import GraphDataModule, PredictionWriter
 def npz(tmp_path):
     """The frames in this project's layout."""
     frames = Frames(20).frames
-    arrays = {key: np.concatenate([frame[key] for frame in frames]) for key in frames[0].keys()}
+    arrays = {key: np.concatenate([frame[key] for frame in frames]) for key in frames[0].to_dict()}
     arrays["ptr"] = np.cumsum([0] + [frame.num_nodes for frame in frames])
     arrays["split"] = np.arange(20) % 4 == 3
     path = tmp_path / "frames.npz"

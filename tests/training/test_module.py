@@ -228,7 +228,7 @@ def test_weights_to_start_from(tmp_path):
     module = E2FormerModule(E2FormerPotential(**MODEL), weights=path)
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, direct.state_dict()[name])
-    with pytest.raises(ValueError, match="`weights` must fit the model, found .* such as"):
+    with pytest.raises(ValueError, match=r"`weights` must fit the model, found .* such as"):
         E2FormerModule(E2FormerPotential(**(MODEL | {"num_layers": 2})), weights=path)
     with pytest.raises(ValueError, match="`weights` hold a E2FormerPotential, expected a E2For"):
         E2FormerPropertyModule(E2FormerProperty(**MODEL), weights=path)
