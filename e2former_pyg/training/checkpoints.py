@@ -99,6 +99,7 @@ class LastCheckpoint(Checkpoint):
         if every_n_steps < 1:
             raise ValueError(f"`every_n_steps` must be positive, got {every_n_steps}")
         self.every_n_steps = every_n_steps
+        self.step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = folder(trainer.default_root_dir) / self.NAME
@@ -110,11 +111,16 @@ class LastCheckpoint(Checkpoint):
                 "or another `default_root_dir`"
             )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.step = trainer.global_step
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        stepped, self.step = self.step != trainer.global_step, trainer.global_step
         # Once an epoch that was cut short is over, Lightning takes it for a whole one.
         ends = trainer.should_stop or trainer.is_last_batch
         ends |= trainer.global_step == trainer.max_steps
-        due = ends or trainer.global_step % self.every_n_steps == 0
+        # Gradients that are still to be added up would be lost.
+        due = ends or (stepped and self.step % self.every_n_steps == 0)
         # A run that goes on from here would leave out the validation that follows.
         loop: Any = trainer.fit_loop
         if due and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):

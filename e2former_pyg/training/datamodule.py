@@ -141,7 +141,7 @@ class GraphDataModule(LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,
         )
-        self.loaders.append(GraphLoader(dataset, sampler, **self.options))
+        self.loaders.append(GraphLoader(dataset, sampler, keep_place=shuffle, **self.options))
         return self.loaders[-1]
 
     def teardown(self, stage: str) -> None:

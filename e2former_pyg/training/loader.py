@@ -22,12 +22,17 @@ class GraphLoader:
     Args:
         dataset (torch.utils.data.Dataset): The graphs.
         sampler (SizeBatchSampler): Which graphs make a batch.
+        keep_place (bool, optional): If set to :obj:`False`, each iteration starts at the
+            beginning of the epoch, as validations do. (default: :obj:`True`)
         **kwargs (optional): Additional arguments of :class:`torch_geometric.loader.DataLoader`,
             such as :obj:`num_workers`.
     """
 
-    def __init__(self, dataset: Any, sampler: SizeBatchSampler, **kwargs: Any) -> None:
+    def __init__(
+        self, dataset: Any, sampler: SizeBatchSampler, keep_place: bool = True, **kwargs: Any
+    ) -> None:
         self.dataset = dataset
+        self.keep_place = keep_place
         # Lightning sets the epoch of the first and looks at both for their kind.
         self.sampler = self.batch_sampler = sampler
         # Workers draw their seeds from a generator of their own, so that making them anew after a
@@ -41,7 +46,8 @@ class GraphLoader:
     def __iter__(self) -> Iterator[Batch]:
         self.generator.manual_seed(hash((self.sampler.seed, self.sampler.epoch)))
         for batch in self.loader:
-            self.sampler.advance()
+            if self.keep_place:
+                self.sampler.advance()
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

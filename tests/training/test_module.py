@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from small_runs import MODEL, Frames, last, make_module, make_trainer
 from torch import nn
 from torch_geometric.data import Batch, Data
@@ -183,6 +184,44 @@ def test_activation_checkpointing_gives_the_same_gradients(monkeypatch):
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
     # Attributes of the training are not those of the model.
     assert "activation_checkpointing" not in module.model.config
+
+
+def test_each_validation_sees_all_graphs(tmp_path):
+    """After the check of Lightning, which looks at two batches, and after a restart."""
+    seen = []
+
+    class Count(Callback):
+        def on_validation_batch_end(self, trainer, module, outputs, batch, *args):
+            seen.append((trainer.sanity_checking, trainer.global_step, batch.num_graphs))
+
+    data = GraphDataModule(Frames(), val_size=7, batch_size=2)
+    module = make_module()
+    trainer = make_trainer(tmp_path, Count(), max_steps=13, num_sanity_val_steps=2)
+    trainer.fit(module, data)
+    trainer = make_trainer(tmp_path, Count(), max_steps=24)
+    trainer.fit(make_module(), data, ckpt_path=last(tmp_path))
+    check, *steps = [
+        (key, [count for *other, count in seen if tuple(other) == key])
+        for key in dict.fromkeys((checking, step) for checking, step, _ in seen)
+    ]
+    assert check == ((True, 0), [2, 2])
+    assert steps == [((False, 12), [2, 2, 2, 1]), ((False, 24), [2, 2, 2, 1])]
+
+
+def test_gradients_are_added_up_over_a_restart(tmp_path):
+    """Checkpoints come after steps of the optimizer, not between the batches of one."""
+    results = []
+    for root, pauses in (("whole", [8]), ("parts", [3, 8])):
+        for pause in pauses:
+            path = last(tmp_path / root)
+            torch.manual_seed(0)
+            module = make_module()
+            data = GraphDataModule(Frames(), val_size=6, batch_size=4)
+            options = {"accumulate_grad_batches": 2, "every_n_steps": 1, "max_steps": pause}
+            trainer = make_trainer(tmp_path / root, **options)
+            trainer.fit(module, data, ckpt_path=path if path.exists() else None)
+        results.append(module.model.state_dict())
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_mixed_precision(tmp_path):
