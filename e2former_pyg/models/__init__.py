@@ -3,7 +3,7 @@ r"""Models: backbone, potentials and properties."""
 from .e2former import E2Former
 from .potential import E2FormerPotential, PotentialOutput
 from .property import E2FormerProperty
-from .references import ElementReferences
+from .references import ElementReferences, ReferenceFit
 
 __all__ = [
     "E2Former",
@@ -11,4 +11,5 @@ __all__ = [
     "E2FormerProperty",
     "ElementReferences",
     "PotentialOutput",
+    "ReferenceFit",
 ]

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 
-from ..models import E2FormerPotential
-from ..models.references import ReferenceFit
+from ..models import E2FormerPotential, ReferenceFit
 from .base import TrainingModule
 from .losses import LOSSES, Weight, check_weight, errors, loss_sums, weight_at
 

@@ -11,8 +11,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
 from e2former_pyg import E2FormerPotential, E2FormerProperty
-from e2former_pyg.models import ElementReferences
-from e2former_pyg.models.references import ReferenceFit
+from e2former_pyg.models import ElementReferences, ReferenceFit
 from e2former_pyg.training import (
     E2FormerModule,
     E2FormerPropertyModule,
@@ -210,18 +209,25 @@ def test_each_validation_sees_all_graphs(tmp_path):
 
 def test_gradients_are_added_up_over_a_restart(tmp_path):
     """Checkpoints come after steps of the optimizer, not between the batches of one."""
-    results = []
-    for root, pauses in (("whole", [8]), ("parts", [3, 8])):
-        for pause in pauses:
-            path = last(tmp_path / root)
-            torch.manual_seed(0)
-            module = make_module()
-            data = GraphDataModule(Frames(), val_size=6, batch_size=4)
-            options = {"accumulate_grad_batches": 2, "every_n_steps": 1, "max_steps": pause}
-            trainer = make_trainer(tmp_path / root, **options)
-            trainer.fit(module, data, ckpt_path=path if path.exists() else None)
-        results.append(module.model.state_dict())
-    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+    class Interrupt(Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            if (trainer.current_epoch, index) == (1, 1):
+                raise RuntimeError("interrupted")
+
+    def fit(root, *callbacks):
+        module = make_module()
+        torch.manual_seed(1)
+        data = GraphDataModule(Frames(), val_size=6, batch_size=4)
+        options = {"accumulate_grad_batches": 2, "every_n_steps": 1, "max_steps": 6}
+        trainer = make_trainer(root, *callbacks, **options)
+        trainer.fit(module, data, ckpt_path=last(root) if last(root).exists() else None)
+        return module.model.state_dict()
+
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(tmp_path / "parts", Interrupt())
+    torch.testing.assert_close(fit(tmp_path / "parts"), whole, rtol=0, atol=0)
 
 
 def test_mixed_precision(tmp_path):
