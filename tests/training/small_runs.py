@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch.utils.data import Dataset
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
 
 from e2former_pyg import E2FormerPotential
 from e2former_pyg.training import (
@@ -20,6 +20,7 @@ from e2former_pyg.training import (
     ExponentialAverage,
     GraphDataModule,
     LastCheckpoint,
+    PredictionWriter,
 )
 
 MODEL = {
@@ -123,7 +124,7 @@ def run(root: Path, *, resume: bool = False, seed: int = 1, kill_at: int | None 
 
 
 def run_two_processes(root: Path) -> None:
-    """Gradients and metrics of two processes; a run in one go and one in two parts."""
+    """Gradients, metrics and predictions; a run in one go and one in two parts."""
     seed_everything(1, verbose=False)
     parallel = {"devices": 2, "strategy": "ddp", "max_steps": 5}
     data = GraphDataModule(Frames(), val_size=7, max_atoms=24)
@@ -138,15 +139,14 @@ def run_two_processes(root: Path) -> None:
         "validation": trainer.validate(module, data, verbose=False)[0],
         "weights": module.model.state_dict(),
     }
+    predict = GraphDataModule(predict=Frames(11), batch_size=2)
+    trainer = make_trainer(root, PredictionWriter(), **parallel)
+    trainer.predict(module, predict, return_predictions=False)
     whole, _ = run(root / "whole", **(parallel | {"max_steps": 7}))
     first, _ = run(root / "parts", **parallel)
     second, module = run(root / "parts", resume=True, seed=9, **(parallel | {"max_steps": 7}))
     result["whole"], result["parts"] = whole.steps, first.steps + second.steps
     torch.save(result, root / f"rank{trainer.global_rank}.pt")
-
-
-def collate(frames: list[Data]) -> Batch:
-    return Batch.from_data_list(frames)
 
 
 if __name__ == "__main__":

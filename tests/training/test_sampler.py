@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_runs import Frames
 from torch.utils.data import Subset
-from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.data import Data, Dataset, InMemoryDataset
 
 from e2former_pyg.training import GraphLoader, SizeBatchSampler
 from e2former_pyg.training.sizes import graph_sizes
@@ -179,3 +179,32 @@ def test_sizes_that_a_dataset_gives():
     assert graph_sizes(Subset(Known(), [4, 0]), "atoms").tolist() == [7, 3]
     with pytest.raises(ValueError, match=r"`num_atoms` of the dataset must have shape \[29\]"):
         graph_sizes(Known(29), "atoms")
+
+
+def test_sizes_are_kept(tmp_path):
+    """Those of files that change are counted again."""
+    raw = tmp_path / "raw.txt"
+    reads = []
+
+    class OnDisk(Dataset):
+        raw_paths = (str(raw),)
+        processed_file_names = ()
+
+        def len(self) -> int:
+            return int(raw.read_text())
+
+        def get(self, idx: int) -> Data:
+            reads.append(idx)
+            return Data(z=torch.ones(idx + 1, dtype=torch.long))
+
+    for count, expected in ((4, 4), (4, 0), (6, 6)):
+        if not raw.exists() or raw.read_text() != str(count):
+            raw.write_text(str(count))
+        reads.clear()
+        dataset = OnDisk(str(tmp_path))
+        assert graph_sizes(dataset, "atoms").tolist() == list(range(1, count + 1))
+        assert len(reads) == expected
+    reads.clear()
+    assert graph_sizes(dataset[2:4], "atoms").tolist() == [3, 4]
+    assert graph_sizes(Subset(dataset, [5]), "atoms").tolist() == [6]
+    assert reads == [2, 3]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import small_runs
 import torch
@@ -20,7 +21,9 @@ def ranks(tmp_path_factory):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    return [torch.load(root / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    predictions = dict(np.load(root / "predictions.npz"))
+    results = [torch.load(root / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    return [result | {"predictions": predictions} for result in results]
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +92,16 @@ def test_metrics(ranks, data):
 def test_restart_amid_an_epoch(ranks):
     for rank in ranks:
         assert rank["parts"] == rank["whole"] and len(rank["whole"]) == 7
+
+
+def test_predictions_are_in_order(ranks):
+    """Of eleven graphs, in six batches that the processes took in turn."""
+    frames, found = Frames(11), ranks[0]["predictions"]
+    assert found["z"].tolist() == torch.cat([frame.z for frame in frames]).tolist()
+    assert found["ptr"].tolist() == np.cumsum([0, *(f.num_nodes for f in frames)]).tolist()
+    module = make_module({"dropout": 0.0})
+    module.model.double().load_state_dict(ranks[0]["weights"])
+    module.eval()
+    with torch.no_grad():
+        energies = [float(module.model(frame).energy) for frame in frames]
+    assert found["energy"].tolist() == pytest.approx(energies, rel=1e-9)
