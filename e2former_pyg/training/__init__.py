@@ -20,6 +20,7 @@ from .module import E2FormerModule
 from .predictions import PredictionWriter
 from .property_module import E2FormerPropertyModule
 from .sampler import SizeBatchSampler
+from .traced_module import TracedE2FormerModule
 
 __all__ = [
     "BestCheckpoint",
@@ -31,5 +32,6 @@ __all__ = [
     "LastCheckpoint",
     "PredictionWriter",
     "SizeBatchSampler",
+    "TracedE2FormerModule",
     "load_model",
 ]
