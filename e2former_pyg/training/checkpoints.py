@@ -85,7 +85,8 @@ class LastCheckpoint(Checkpoint):
     r"""Keeps the state to go on from as :obj:`last.ckpt` beside :obj:`best.ckpt`, after every so
     many steps, after validations and epochs, and when training ends.
 
-    A new run does not begin where another one has left a checkpoint.
+    A new run does not begin where another one has left a checkpoint, and weights that are not
+    finite end a run instead of taking the place of those before.
 
     Args:
         every_n_steps (int, optional): Steps of the optimizer between two checkpoints.
@@ -131,6 +132,11 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
+        if not all(bool(p.isfinite().all()) for p in trainer.lightning_module.parameters()):
+            raise ValueError(
+                f"weights are not finite after step {trainer.global_step}, such as by too high a "
+                "learning rate or damaged labels; the last checkpoint is kept"
+            )
         if not _trial(trainer):
             trainer.save_checkpoint(
                 folder(trainer.default_root_dir) / self.NAME, weights_only=False

@@ -95,7 +95,10 @@ class GraphDataModule(LightningDataModule):
         self.loaders: list[GraphLoader] = []
 
     def prepare_data(self) -> None:
-        # On one process of each machine. What this makes stays on the disk alone.
+        # On one process of each machine. What this makes stays on the disk alone, and is of use
+        # if there are other processes.
+        if self.trainer is not None and self.trainer.world_size == 1:
+            return
         for source in self.sources.values():
             if source is not None and not isinstance(source, Dataset):
                 source()

@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from small_runs import Frames, make_module, make_trainer
+from small_runs import MODEL, Frames, make_module, make_trainer
 
+from e2former_pyg import E2FormerProperty
 from e2former_pyg.data import NPZDataset
-from e2former_pyg.training import GraphDataModule, PredictionWriter
+from e2former_pyg.training import E2FormerPropertyModule, GraphDataModule, PredictionWriter
 
 
 @pytest.fixture
@@ -117,3 +118,14 @@ def test_predictions(npz, tmp_path):
         assert torch.equal(found.z, frame.z) and torch.equal(found.pos, frame.pos)
         torch.testing.assert_close(found.energy, out.energy)
         torch.testing.assert_close(found.forces, out.forces, rtol=1e-4, atol=1e-5)
+
+
+def test_predictions_of_properties(npz, tmp_path):
+    model = E2FormerProperty("0e + 1o", **MODEL)
+    data = GraphDataModule(test=lambda: NPZDataset(npz), max_atoms=20)
+    trainer = make_trainer(tmp_path, PredictionWriter())
+    trainer.predict(E2FormerPropertyModule(model), data, return_predictions=False)
+    with torch.no_grad():
+        expected = torch.cat([model.eval()(frame) for frame in NPZDataset(npz)])
+    found = np.load(tmp_path / "predictions.npz")["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

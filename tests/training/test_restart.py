@@ -130,6 +130,20 @@ def test_a_new_run_spares_the_old(tmp_path):
     assert last(tmp_path).read_bytes() == before
 
 
+def test_weights_that_are_not_finite_end_a_run(tmp_path):
+    run(tmp_path, max_steps=2)
+    before = last(tmp_path).read_bytes()
+    frames = small_runs.Frames()
+    for frame in frames:
+        frame.energy = frame.energy * float("nan")
+    module = make_module()
+    data = small_runs.GraphDataModule(frames, val_size=6, max_atoms=24)
+    trainer = make_trainer(tmp_path, limit_val_batches=0)
+    with pytest.raises(ValueError, match=r"weights are not finite after step \d+, .* is kept"):
+        trainer.fit(module, data, ckpt_path=last(tmp_path))
+    assert last(tmp_path).read_bytes() == before
+
+
 def test_other_batches_amid_an_epoch_are_refused(tmp_path):
     run(tmp_path, max_steps=2)
     data = small_runs.GraphDataModule(small_runs.Frames(), val_size=6, max_atoms=30)
