@@ -135,7 +135,7 @@ def test_weights_that_are_not_finite_end_a_run(tmp_path):
     before = last(tmp_path).read_bytes()
     frames = small_runs.Frames()
     for frame in frames:
-        frame.energy = frame.energy * float("nan")
+        frame.forces = frame.forces * float("nan")
     module = make_module()
     data = small_runs.GraphDataModule(frames, val_size=6, max_atoms=24)
     trainer = make_trainer(tmp_path, limit_val_batches=0)
