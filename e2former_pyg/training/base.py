@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch_geometric.data import Batch
@@ -150,6 +151,7 @@ class TrainingModule(LightningModule):
         if self.trainer.global_step == 0 and self._random_states is None:
             loader: Any = self.trainer.train_dataloader
             workers = getattr(loader, "num_workers", 0)
+            rank_zero_info(f"Fitting constants of the model to {len(loader.dataset)} graphs.")
             # All processes see the whole set and so find the same.
             self.fit_constants(DataLoader(loader.dataset, batch_size=256, num_workers=workers))
         if self._random_states is not None:

@@ -33,6 +33,7 @@ class GraphLoader:
     ) -> None:
         self.dataset = dataset
         self.keep_place = keep_place
+        self.num_workers = kwargs.get("num_workers", 0)
         # Lightning sets the epoch of the first and looks at both for their kind.
         self.sampler = self.batch_sampler = sampler
         # Workers draw their seeds from a generator of their own, so that making them anew after a

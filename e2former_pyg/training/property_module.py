@@ -25,6 +25,8 @@ class E2FormerPropertyModule(TrainingModule):
             :class:`~torch_geometric.datasets.QM9`. (default: :obj:`None`, all)
         loss (str, optional): :obj:`"mae"`, :obj:`"mse"` or :obj:`"huber"`.
             (default: :obj:`"mae"`)
+        fit_scale (bool, optional): If set to :obj:`False`, keeps mean and scale of the model, as
+            with :obj:`weights` to start from. (default: :obj:`True`)
         **kwargs: From :obj:`lr` on as in :class:`E2FormerModule`.
     """
 
@@ -37,6 +39,7 @@ class E2FormerPropertyModule(TrainingModule):
         target: str = "y",
         target_index: int | None = None,
         loss: str = "mae",
+        fit_scale: bool = True,
         lr: float = 1e-3,
         weight_decay: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -67,6 +70,7 @@ class E2FormerPropertyModule(TrainingModule):
         self.target = target
         self.target_index = target_index
         self.loss = loss
+        self.fit_scale = fit_scale
 
     def sums(self, data: Batch) -> dict[str, tuple[Tensor, int]]:
         return self._sums(self._errors(data))
@@ -79,6 +83,8 @@ class E2FormerPropertyModule(TrainingModule):
         return {self.target: 1.0}
 
     def fit_constants(self, loader: DataLoader) -> None:
+        if not self.fit_scale:
+            return
         targets, sizes = [], []
         for data in loader:
             targets.append(self._targets(data, self.model.mean.numel()))

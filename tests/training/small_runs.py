@@ -118,7 +118,7 @@ def run(root: Path, *, resume: bool = False, seed: int = 1, kill_at: int | None 
     module = make_module()
     data = GraphDataModule(Frames(), val_size=6, max_atoms=24, num_workers=kwargs.pop("workers", 0))
     record = Record(kill_at)
-    trainer = make_trainer(root, record, **kwargs)
+    trainer = make_trainer(root, record, *kwargs.pop("callbacks", ()), **kwargs)
     trainer.fit(module, data, ckpt_path=last(root) if resume else None)
     return record, module
 

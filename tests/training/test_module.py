@@ -297,6 +297,12 @@ def test_properties(tmp_path, reduce):
     with torch.no_grad():
         error = (module.model.eval()(batch).squeeze(1) - batch.y[:, 1]).abs().mean()
     assert results["val/mae"] == pytest.approx(float(error), rel=1e-5)
+    assert module.model.scale != 1.0
+    kept = E2FormerPropertyModule(
+        E2FormerProperty("0e", reduce, **MODEL), target_index=1, fit_scale=False
+    )
+    make_trainer(tmp_path / "kept", max_steps=1).fit(kept, trainer.datamodule)
+    assert kept.model.scale == 1.0 and kept.model.mean == 0.0
     spread = (batch.y[:, 1] - batch.y[:, 1].mean()).abs().mean()
     assert error < 0.5 * spread
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small_runs
 import torch
+from lightning.pytorch import Callback
 from small_runs import STEPS, Record, last, make_module, make_trainer, run
 from torch_geometric.data import Batch
 
@@ -54,6 +55,19 @@ def test_pause(whole, tmp_path, pause):
     assert first.steps[-1][0] == pause and second.steps[0][0] == pause + 1
     assert_same(whole, first.steps, second.steps, module)
     assert first.validations + second.validations == whole[0].validations
+
+
+def test_stop_amid_an_epoch(whole, tmp_path):
+    """As a limit of the time does it."""
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = trainer.global_step == 9
+
+    first, _ = run(tmp_path, callbacks=[Stop()])
+    second, module = run(tmp_path, resume=True, seed=77)
+    assert [record.steps[-1][0] for record in (first, second)] == [9, STEPS]
+    assert_same(whole, first.steps, second.steps, module)
 
 
 def test_sigkill(whole, tmp_path):
