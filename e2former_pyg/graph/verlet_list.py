@@ -67,6 +67,9 @@ class VerletList:
         True
     """
 
+    _cells: Tensor
+    _edge_shift: Tensor
+
     def __init__(self, cutoff: float, skin: float = 0.5) -> None:
         if not (math.isfinite(cutoff) and cutoff > 0):
             raise ValueError(f"`cutoff` must be positive and finite (Å), found {cutoff}")
@@ -159,12 +162,14 @@ class VerletList:
         edges, shift = radius_graph(
             pos.detach(), self.cutoff + self.skin, batch, cells, periodic, batch_size=cells.size(0)
         )
-        # The rows of directions that are not periodic are not part of any offset.
-        rows = torch.where(periodic.unsqueeze(-1), cells, 0.0).double()
-        inverse = torch.linalg.pinv(rows)
-        target = edges[1]
-        graph = target.new_zeros(()) if batch is None else batch.index_select(0, target)
-        image = multiply(shift.double().t(), inverse, graph).round()
+        inverse, image = torch.zeros_like(cells), shift.t()  # zero in open systems
+        if bool(periodic.any()):
+            # The rows of directions that are not periodic are not part of any offset.
+            rows = torch.where(periodic.unsqueeze(-1), cells, 0.0).double()
+            exact = torch.linalg.pinv(rows)
+            target = edges[1]
+            graph = target.new_zeros(()) if batch is None else batch.index_select(0, target)
+            inverse, image = exact.to(pos.dtype), multiply(image.double(), exact, graph).round()
         self._cells, self._edge_shift = cells.clone(), shift
         return _Built(
             edge_index=EdgeIndex(edges.contiguous(), sparse_size=(size, size), sort_order="col"),
@@ -173,7 +178,7 @@ class VerletList:
             graph=None if batch is None else batch.clone(),
             cells=self._cells,
             periodic=periodic.clone(),
-            inverse=inverse.to(pos.dtype),
+            inverse=inverse,
         )
 
     def __repr__(self) -> str:

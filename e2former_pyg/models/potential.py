@@ -99,6 +99,15 @@ class E2FormerPotential(nn.Module):
         """The cutoff of the backbone in Å."""
         return self.backbone.cutoff
 
+    @property
+    def elements(self) -> list[int] | None:
+        """The atomic numbers that the references were fitted to or else, that the backbone was
+        made for; :obj:`None` where neither is known.
+        """
+        fitted = self.references.energies.nonzero().flatten().tolist()
+        fixed: Any = self.backbone.config["elements"]
+        return fitted or fixed
+
     def fit_references(
         self, z: Tensor, energy: Tensor, batch: Tensor, forces: Tensor | None = None
     ) -> E2FormerPotential:
