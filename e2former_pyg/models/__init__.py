@@ -4,6 +4,7 @@ from .e2former import E2Former
 from .potential import E2FormerPotential, PotentialOutput
 from .property import E2FormerProperty
 from .references import ElementReferences
+from .repulsion import ZBLRepulsion
 
 __all__ = [
     "E2Former",
@@ -11,4 +12,5 @@ __all__ = [
     "E2FormerProperty",
     "ElementReferences",
     "PotentialOutput",
+    "ZBLRepulsion",
 ]
