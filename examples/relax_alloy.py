@@ -4,7 +4,7 @@
 
 trains for two minutes on the bundled alloys (EMT energies of Cu, Ag, Au, Ni, Pd and Pt), or takes
 the potential of an earlier call, relaxes crystals whose atoms and cells were displaced, and
-compares energies and volumes with those that EMT itself relaxes to. Trajectories and a plot are written to
+compares energies and volumes with those that EMT itself relaxes to. Trajectories and a plot go to
 ``runs/relax_alloy``. More training makes better potentials; ``benchmarks/alloy.py`` measures that.
 """
 
