@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
 from torch import Tensor
 
 from .graph import VerletList
@@ -22,6 +21,11 @@ from .running import LABELS, check_elements, check_label, prepare
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+try:
+    from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+except ImportError as error:
+    raise ImportError("`ase` is needed; install it by `pip install 'e2former-pyg[ase]'`") from error
 
 __all__ = ["E2FormerCalculator"]
 

@@ -18,6 +18,14 @@ from .graph import VerletList
 from .models import E2FormerPotential
 from .running import LABELS, check_elements, check_label, prepare
 
+try:
+    import torch_sim as ts
+    from torch_sim.models.interface import ModelInterface
+except ImportError as error:
+    raise ImportError(
+        "`torch_sim` is needed; install it by `pip install 'e2former-pyg[torchsim]'`"
+    ) from error
+
 __all__ = ["E2FormerModel"]
 
 

@@ -26,7 +26,7 @@ from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_mom
 from ase.md.verlet import VelocityVerlet
 from ethanol_data import load_ethanol
 from plots import energy_plot
-from simulation import drift, energies, last_frame, run
+from simulation import drift, energies, last_frame, record, run
 
 from e2former_pyg.ase import E2FormerCalculator
 
@@ -75,13 +75,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
         atoms.calc = calculator
     else:
         atoms = thermal_start(calculator, arguments.temperature, arguments.seconds)
-    dynamics = VelocityVerlet(
-        atoms,
-        TIME_STEP * units.fs,
-        trajectory=str(path),
-        loginterval=EVERY,
-        append_trajectory=resumed,
-    )
+    dynamics = VelocityVerlet(atoms, TIME_STEP * units.fs)
+    record(dynamics, path, EVERY, resumed)
     run(dynamics.irun(arguments.steps), arguments.steps, "constant energy", arguments.seconds)
 
     values = energies(path)

@@ -22,6 +22,17 @@ def last_frame(path: Path) -> Atoms | None:
         return trajectory[-1].copy() if len(trajectory) > 0 else None
 
 
+def record(dynamics: Any, path: Path, every: int, resumed: bool = False) -> None:
+    """Writes a frame every so many steps; one that was gone on from is not repeated."""
+    trajectory = Trajectory(str(path), "a" if resumed else "w", dynamics.atoms)
+
+    def write() -> None:
+        if dynamics.nsteps > 0 or not resumed:
+            trajectory.write()
+
+    dynamics.attach(write, interval=every)
+
+
 def run(steps: Iterable[Any], count: int, description: str, seconds: float = math.inf) -> int:
     """Takes the steps that ``irun`` of ASE's dynamics and optimizers gives, or as many as there is
     time for, and returns their number.
@@ -39,8 +50,8 @@ def run(steps: Iterable[Any], count: int, description: str, seconds: float = mat
 def energies(path: Path) -> dict[str, np.ndarray]:
     """Potential, kinetic and total energy of all frames of a trajectory in eV."""
     with Trajectory(str(path)) as trajectory:
-        potential = np.array([frame.get_potential_energy() for frame in trajectory])
-        kinetic = np.array([frame.get_kinetic_energy() for frame in trajectory])
+        values = [(each.get_potential_energy(), each.get_kinetic_energy()) for each in trajectory]
+    potential, kinetic = np.array(values).T
     return {"potential": potential, "kinetic": kinetic, "total": potential + kinetic}
 
 

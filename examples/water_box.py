@@ -22,7 +22,7 @@ from ase.geometry.rdf import get_rdf
 from ase.io import read
 from ase.md.langevin import Langevin
 from plots import rdf_plot
-from simulation import run
+from simulation import record, run
 from torch_geometric.data import Data
 from training import Settings, evaluate, fit_references, train
 from water_reference import box, reference
@@ -51,8 +51,8 @@ def simulate(atoms: Atoms, path: Path, steps: int, seconds: float) -> list[Atoms
     if not path.exists():
         options: dict = {"temperature_K": TEMPERATURE, "friction": 0.02 / units.fs, "fixcm": False}
         rng = np.random.default_rng(1)
-        options |= {"trajectory": str(path), "loginterval": EVERY}
         dynamics = Langevin(atoms, TIME_STEP * units.fs, rng=rng, **options)
+        record(dynamics, path, EVERY)
         run(dynamics.irun(steps), steps, path.stem, seconds)
     frames = read(path, ":")
     return frames[len(frames) // 4 :]
@@ -61,7 +61,7 @@ def simulate(atoms: Atoms, path: Path, steps: int, seconds: float) -> list[Atoms
 def rdf(frames: list[Atoms]) -> tuple[np.ndarray, np.ndarray]:
     """Distances of oxygen atoms and how often they occur beside a gas of the same density."""
     end = 0.499 * frames[0].cell.lengths().min()
-    curves = [get_rdf(atoms, end, 60, elements=(8, 8)) for atoms in frames]
+    curves = [get_rdf(atoms, end, 40, elements=(8, 8)) for atoms in frames]
     return curves[0][1], np.mean([curve[0] for curve in curves], axis=0)
 
 

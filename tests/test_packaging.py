@@ -19,6 +19,7 @@ OPTIONAL = (
     "pyg_lib",
     "torch_cluster",
     "torch_scatter",
+    "torch_sim",
     "triton",
     "vesin",
 )
