@@ -53,9 +53,22 @@ def test_torchsims_own_validation(lab, dtype) -> None:
     validate_model_outputs(E2FormerModel(potential), CPU, dtype)
 
 
-@pytest.mark.parametrize(
-    "name", ["triclinic", "strained", "rock salt", "diamond", "outside of the cell"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["BULK", "MOLECULE"])
+def test_torchsims_own_consistency(lab, kind) -> None:
+    """Its tests of models beside their ASE calculators, on all of its structures."""
+    testing = pytest.importorskip("torch_sim.testing", reason="TorchSim 0.3 has them in its tests")
+    potential = lab.make(repulsion=True)
+    potential.references.energies.zero_()  # any element is welcome
+    model = E2FormerModel(potential, compute_stress=kind == "BULK")
+    generators = getattr(testing, f"SIMSTATE_{kind}_GENERATORS")
+    assert len(generators) > 2
+    for make_state in generators.values():
+        state = make_state(CPU, torch.float64)
+        testing.assert_model_calculator_consistency(model, E2FormerCalculator(potential), state)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_as_the_calculator(lab, name) -> None:
     """What TorchSim's tests of models ask of a model and its calculator, with tighter limits."""
     potential, atoms = lab.make(repulsion=True), systems(lab)[name]
