@@ -44,7 +44,7 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20.0, help="training time in all")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of this call")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path, default=REPOSITORY / "runs" / "alloy")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")

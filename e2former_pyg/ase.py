@@ -67,7 +67,6 @@ class E2FormerCalculator(Calculator):
             (default: :obj:`None`, that of the potential)
         skin (float, optional): The skin of the neighbour list in Å; see
             :class:`~e2former_pyg.graph.VerletList`. (default: :obj:`0.5`)
-        **kwargs (optional): Additional arguments of :class:`ase.calculators.calculator.Calculator`.
 
     Attributes:
         potential (E2FormerPotential): What is run.
@@ -97,9 +96,8 @@ class E2FormerCalculator(Calculator):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         skin: float = 0.5,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__()
         self.potential = prepare(potential, device, dtype)
         self.device = next(self.potential.parameters()).device
         self.neighbors = VerletList(self.potential.cutoff, skin)

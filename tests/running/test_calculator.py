@@ -1,6 +1,7 @@
 """The ASE calculator against the potential, against finite differences and in what it refuses."""
 
 import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,20 @@ def test_a_batch_of_one_whatever_the_grad_mode(lab) -> None:
     assert np.array_equal(forces[0], forces[1]) and np.array_equal(forces[0], forces[2])
 
 
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_copies(lab, copy_of) -> None:
+    """Some of ASE's tools copy calculators, also after they were used."""
+    atoms = lab.crystal()
+    atoms.calc = E2FormerCalculator(lab.make())
+    forces = atoms.get_forces()
+    other = atoms.copy()
+    other.calc = copy_of(atoms.calc)
+    assert np.array_equal(other.get_forces(), forces)
+    other.positions[0, 0] += 0.1
+    assert not np.array_equal(other.get_forces(), forces)
+    assert np.array_equal(atoms.get_forces(), forces)
+
+
 def test_bad_arguments(lab, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="`potential` must be an E2FormerPotential"):
         E2FormerCalculator(torch.nn.Linear(1, 1))
@@ -282,6 +297,8 @@ def test_bad_arguments(lab, tmp_path: Path) -> None:
         E2FormerCalculator(lab.make(), dtype=torch.float16)
     with pytest.raises(ValueError, match="`skin` must be finite"):
         E2FormerCalculator(lab.make(), skin=-1.0)
+    with pytest.raises(TypeError, match="cutof"):  # ASE would take any name
+        E2FormerCalculator(lab.make(), cutof=3.0)
     with pytest.raises(FileNotFoundError, match="`path` must be a checkpoint file"):
         E2FormerCalculator(tmp_path / "none.safetensors")
 
