@@ -135,6 +135,8 @@ def summary(case: dict[str, Any], path: Path) -> dict[str, Any]:
     trend, spread = drift(times, total, len(atoms))
     parts = np.array_split(total, min(BLOCKS, len(total)))
     blocks = [float(scale * (part.mean() - total[0])) for part in parts]
+    # None of them moves as a whole, nor does a molecule turn.
+    free = 3 * len(atoms) - (3 if atoms.pbc.any() else 6)
     notes = path.with_suffix(".json")
     timing = {}
     if notes.exists():  # not before a call came to its end
@@ -148,7 +150,7 @@ def summary(case: dict[str, Any], path: Path) -> dict[str, Any]:
         **case,
         "ps": float(times[-1]),
         "atoms": len(atoms),
-        "temperature_k": float(2 * values["kinetic"].mean() / (3 * len(atoms) * units.kB)),
+        "temperature_k": float(2 * values["kinetic"].mean() / (free * units.kB)),
         "drift": trend,
         "fluctuation": spread,
         "largest_deviation": float(scale * np.abs(total - total[0]).max()),

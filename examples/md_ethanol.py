@@ -82,7 +82,8 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     values = energies(path)
     times = np.arange(len(values["total"])) * EVERY * TIME_STEP * 1e-3
     trend, spread = drift(times, values["total"], len(atoms))
-    temperature = 2 * values["kinetic"].mean() / (3 * len(atoms) * units.kB)
+    # It neither moves nor turns as a whole.
+    temperature = 2 * values["kinetic"].mean() / ((3 * len(atoms) - 6) * units.kB)
     energy_plot(plot, times, values, len(atoms), "Ethanol at constant energy")
     print(
         f"\n{times[-1]:.2f} ps at {temperature:.0f} K. The total energy drifts by {trend:+.3f} and "

@@ -154,6 +154,28 @@ def test_float32_is_as_good_far_from_the_origin(lab) -> None:
     assert relative(atoms.get_forces(), near) < 1e-5
 
 
+@pytest.mark.parametrize("algorithm", ["direct", "factorized"])
+@pytest.mark.parametrize("name", ["molecule", "crystal"])
+def test_the_skin_changes_nothing(lab, name, algorithm) -> None:
+    potential = lab.make(algorithm=algorithm, repulsion=True)
+    results = []
+    for skin in (0.0, 0.4, 2.0):
+        atoms = getattr(lab, name)()
+        atoms.calc = E2FormerCalculator(potential, skin=skin)
+        atoms.get_forces()
+        results.append(atoms.calc.results)
+        edges = atoms.calc.neighbors.update(
+            torch.from_numpy(atoms.positions),
+            cell=torch.from_numpy(atoms.cell.array),
+            pbc=torch.from_numpy(atoms.pbc),
+        )[0]
+        results[-1]["edges"] = edges.size(1)
+    assert results[0].pop("edges") < results[1].pop("edges") < results[2].pop("edges")
+    for other in results[1:]:
+        for key, value in results[0].items():
+            np.testing.assert_allclose(other[key], value, rtol=1e-12, atol=1e-11)
+
+
 def test_charge_and_spin(lab) -> None:
     potential = lab.make(charge=True, spin=True)
     atoms = lab.molecule()
