@@ -98,7 +98,8 @@ class E2FormerCalculator(Calculator):
         skin: float = 0.5,
     ) -> None:
         super().__init__()
-        self.potential = prepare(potential, device, dtype)
+        self._run = prepare(potential, device, dtype).compile_for_inference()
+        self.potential = self._run.potential
         self.device = next(self.potential.parameters()).device
         self.neighbors = VerletList(self.potential.cutoff, skin)
         if self.potential.forces is None:
@@ -165,7 +166,7 @@ class E2FormerCalculator(Calculator):
     ) -> PotentialOutput:
         """The one call of the potential, on tensors of its device."""
         self.potential.stress = stress
-        return self.potential(z, pos, batch_size=1, **inputs)
+        return self._run(z, pos, batch_size=1, **inputs)
 
     def _as_results(self, out: PotentialOutput, solid: bool) -> dict[str, Any]:
         energy = float(out.energy)

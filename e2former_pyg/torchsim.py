@@ -68,7 +68,8 @@ class E2FormerModel(ModelInterface):
         skin: float = 0.5,
     ) -> None:
         super().__init__()
-        self.potential = prepare(potential, device, dtype)
+        self._run = prepare(potential, device, dtype).compile_for_inference()
+        self.potential = self._run.potential
         parameter = next(self.potential.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._forces = self.potential.forces
@@ -124,7 +125,7 @@ class E2FormerModel(ModelInterface):
         edge_index, edge_shift = self.neighbors.update(
             pos, batch, cell, flags, batch_size=num_systems
         )
-        out = self.potential(
+        out = self._run(
             z,
             pos,
             batch,
