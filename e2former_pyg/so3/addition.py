@@ -9,8 +9,8 @@ of degree :math:`k` in :math:`\mathbf{b}` is made of :math:`R^{\ell-k}(\mathbf{a
     \left[ R^{\ell-k}(\mathbf{a}) \otimes R^{k}(\mathbf{b}) \right]^{(\ell)}, \qquad
     c_{\ell k} = \sqrt{\binom{2\ell}{2k} \frac{2\ell+1}{(2(\ell-k)+1)(2k+1)}}
 
-(:func:`addition_coefficient`). The constants follow from :math:`\mathbf{b} = t \mathbf{a}` on the
-polar axis: the left side is :math:`(1-t)^{\ell} R^{\ell}(\mathbf{a})`, the product on the right has
+(:func:`~e2former_pyg.so3.addition_coefficient`). The constants follow from
+:math:`\mathbf{b} = t \mathbf{a}` on the polar axis: the left side is :math:`(1-t)^{\ell} R^{\ell}(\mathbf{a})`, the product on the right has
 :math:`\langle \ell-k\,0\,k\,0 | \ell\,0 \rangle`, and
 :math:`\sqrt{\binom{2\ell}{2k}} \langle \ell-k\,0\,k\,0 | \ell\,0 \rangle = \binom{\ell}{k}`.
 
@@ -26,8 +26,8 @@ three angular momenta brings it next to the harmonic of its own node,
     \left[ \left[ v^{(l_1)} \otimes R^{k}(\mathbf{b}) \right]^{(L)} \otimes
     R^{\ell-k}(\mathbf{a}) \right]^{(l_3)}
 
-(:func:`recoupling_coefficient`). The inner product on the right belongs to one node, and so does
-the outer one once the inner ones have been summed over neighbours.
+(:func:`~e2former_pyg.so3.recoupling_coefficient`). The inner product on the right belongs to one
+node, and so does the outer one once the inner ones have been summed over neighbours.
 
 From the `"E2Former" <https://arxiv.org/abs/2501.19216>`_ paper, in the normalisation of
 :func:`~e2former_pyg.so3.solid_harmonics` and :func:`~e2former_pyg.so3.clebsch_gordan`.

@@ -1,0 +1,122 @@
+"""Sphinx extension: tables, plots and single numbers from ``benchmarks/results``.
+
+No measured number is typed into a page. A page says ``.. results-table:: attention``,
+``.. results-conditions:: attention_h100`` or::
+
+    :result:`attention_h100 | layer/forward/float32 | ours_ms | .1f`
+
+and the values come from the committed files. A file, case or key that is missing ends the build.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
+from result_tables import TABLES
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = Path(__file__).resolve().parents[1] / "_generated"
+
+
+@cache
+def load(name: str) -> list[dict[str, Any]]:
+    """The records of a result file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def record(name: str, case: str) -> dict[str, Any]:
+    """The one record of a case."""
+    found = [row for row in load(name) if row["case"] == case]
+    if len(found) != 1:
+        raise LookupError(f"{name}.json has {len(found)} records of {case!r}, expected one")
+    return found[0]
+
+
+def number(text: str) -> str:
+    """The value that ``file | case | key | format`` asks for; ``outer inner`` is a key within a
+    key, ``key / 1024`` divides.
+    """
+    name, case, key, form = (part.strip() for part in text.split("|"))
+    path, _, divisor = key.partition("/")
+    value: Any = record(name, case)
+    for part in path.split():
+        value = value[part]
+    return format(value / float(divisor) if divisor else value, form)
+
+
+def conditions(name: str) -> str:
+    """On what, with what and when the records of a file were measured."""
+    machines, versions, days = set(), set(), set()
+    for row in load(name):
+        where = row.get("environment") or {**row["versions"], "gpu": row["card"]}
+        days.add((row.get("date") or where["date"])[:10])
+        gpu = where.get("gpu")
+        machines.add(gpu or f"{where['cpu']}, threads: {row.get('threads', where['threads'])}")
+        keys = ("python", "torch", "torch_geometric", "triton")
+        versions.add(", ".join(f"{key} {where[key]}" for key in keys if key in where))
+    return "; ".join([*sorted(machines), *sorted(versions), " and ".join(sorted(days))])
+
+
+class ResultRole(SphinxRole):
+    """One number of a result file."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        return [nodes.Text(number(self.text))], []
+
+
+class Conditions(SphinxDirective):
+    """The machine, the versions and the date behind a result file."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        text = f"Measured on: {conditions(name)} (``benchmarks/results/{name}.json``)."
+        return self.parse_text_to_nodes(text)
+
+
+class Table(SphinxDirective):
+    """A table made by a function of ``result_tables``."""
+
+    required_arguments = 1
+    option_spec: ClassVar = {"caption": directives.unchanged}
+
+    def run(self) -> list[nodes.Node]:
+        header, rows = TABLES[self.arguments[0]](load)
+        lines = [f".. list-table:: {self.options.get('caption', '')}", "   :header-rows: 1", ""]
+        for row in [header, *rows]:
+            lines += [f"   {'* -' if n == 0 else '  -'} {cell}" for n, cell in enumerate(row)]
+        container = nodes.Element()
+        self.state.nested_parse(StringList(lines, self.arguments[0]), 0, container)
+        for entry in container.findall(nodes.entry):
+            text = entry.astext()
+            if text and all(part in "0123456789.,×–- MiBmsk" for part in text):
+                entry["classes"].append("number")
+        return container.children
+
+
+def draw(app: Sphinx) -> None:
+    """Draws the plots of the performance pages from the result files."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    import result_plots
+
+    FIGURES.mkdir(exist_ok=True)
+    result_plots.draw_all(load, FIGURES)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_role("result", ResultRole())
+    app.add_directive("results-table", Table)
+    app.add_directive("results-conditions", Conditions)
+    app.connect("builder-inited", draw)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
