@@ -110,7 +110,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "min_reported_time": 1,
     "remove_config_comments": True,
-    "matplotlib_animations": False,
+    "capture_repr": (),
 }
 # Drawing to files only, wherever the documentation is built.
 warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")

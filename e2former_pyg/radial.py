@@ -58,6 +58,10 @@ def envelope(length: Tensor, cutoff: float) -> Tensor:
     Args:
         length (torch.Tensor): Distances :math:`r` in Å.
         cutoff (float): The cutoff :math:`r_c` in Å.
+
+    Shapes:
+        - **length:** :math:`(*)`
+        - **output:** :math:`(*)`, from one at :math:`r = 0` to zero
     """
     x = (length / cutoff).clamp(max=1.0)
     rest = 1 - x

@@ -70,3 +70,37 @@ def test_layer_beside_transformer_conv(which: str) -> None:
         "forward+backward": f"with backward {ours} and {theirs} ms",
     }
     assert expected[which] in text
+
+
+def test_numbers_in_the_text() -> None:
+    records = json.loads((ROOT / "benchmarks/results/attention_h100.json").read_text())
+    runs = {record["case"]: record for record in records}
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    op = runs["op/forward/float32"]
+    assert f"{op['atoms']:,} atoms, {op['edges']:,} edges, {op['channels']} channels" in text
+    large = runs["atoms/forward+backward/102400"]
+    assert f"{large['atoms']:,} atoms take {large['ours_ms']:.0f} ms with backward" in text
+    layer = runs["atoms/layer/forward/1024000"]
+    size = f"{layer['ours_ms']:.0f} ms and {layer['peak_mib'] / 1024:.0f} GiB"
+    assert f"a layer's forward pass on {layer['atoms']:,} atoms {size}" in text
+
+
+def test_training_runs_in_the_text() -> None:
+    runs = json.loads((ROOT / "benchmarks/results/ethanol_cpu.json").read_text())
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    ours = [run for run in runs if run["model"] == "e2former"]
+    steps = [round(run["steps"], -2) for run in ours]
+    assert f"({min(steps):,} to {max(steps):,} in 15 minutes)" in text
+    for run in runs:
+        assert f"({run['parameters']:,} parameters)" in text
+        assert abs(run["training_minutes"] - 15) < 0.1
+        assert f"on {run['training_frames']} frames for 15 minutes" in text
+
+
+def test_memory_does_not_grow_with_neighbours() -> None:
+    records = json.loads((ROOT / "benchmarks/results/attention_h100.json").read_text())
+    for which in ("forward", "forward+backward", "second-order"):
+        sweep = [r for r in records if r["group"] == "degree" and r["pass"] == which]
+        peaks = [record["peak_mib"] for record in sweep]
+        assert len(sweep) >= 5
+        assert max(peaks) < 1.05 * min(peaks)

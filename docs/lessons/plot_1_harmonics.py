@@ -13,6 +13,7 @@ red is positive, blue negative.
 
 import matplotlib.pyplot as plt
 import torch
+from e3nn.o3 import Irrep, rand_matrix
 
 from e2former_pyg.so3 import spherical_harmonics
 
@@ -46,8 +47,6 @@ plt.show()
 # What makes them useful: turn all directions by a rotation :math:`R`, and the harmonics of one
 # degree mix only among themselves, by a matrix :math:`D^\ell(R)` that is the same for all
 # directions. e3nn knows these *Wigner matrices*, and ours is its basis.
-
-from e3nn.o3 import Irrep, rand_matrix
 
 rotation = rand_matrix()
 directions = torch.randn(100, 3)

@@ -12,6 +12,7 @@ is drawn as a surface around the atom.
 
 import matplotlib.pyplot as plt
 import torch
+from e3nn.o3 import Irrep, matrix_x, matrix_z
 from torch_geometric.data import Data
 
 from e2former_pyg import E2FormerConv
@@ -24,7 +25,7 @@ water = Data(
     pos=torch.tensor([[0.00, 0.00, 0.12], [0.00, 0.76, -0.47], [0.00, -0.76, -0.47]]),
 )
 water = RadiusGraph(cutoff=5.0)(water)
-rotation = torch.tensor([[0.36, 0.48, -0.80], [-0.80, 0.60, 0.00], [0.48, 0.64, 0.60]])
+rotation = matrix_x(torch.tensor(1.0)) @ matrix_z(torch.tensor(0.5))  # angles in radians
 rotated = RandomRotation(rotation)(water)
 
 embedding = torch.nn.Embedding(10, 16)  # scalars for each element: they do not rotate
@@ -46,18 +47,21 @@ polar, around = torch.meshgrid(
 sphere = torch.stack([polar.sin() * around.cos(), polar.sin() * around.sin(), polar.cos()], dim=-1)
 harmonics = spherical_harmonics(2, sphere)
 
-figure = plt.figure(figsize=(8, 4))
+figure = plt.figure(figsize=(8, 3.4))
 for panel, (title, data) in enumerate({"water": water, "rotated water": rotated}.items(), start=1):
     axes = figure.add_subplot(1, 2, panel, projection="3d", proj_type="ortho")
     x = features(data)[:, :, 0]
     for atom in range(3):
         value = harmonics @ x[atom]
-        points = data.pos[atom] + 0.16 * value.abs().unsqueeze(-1) * sphere
+        size = 0.4 / value.abs().max()  # atoms have features of different size
+        points = data.pos[atom] + size * value.abs().unsqueeze(-1) * sphere
         colors = plt.colormaps["coolwarm"](0.1 + 0.8 * (value > 0).double())
-        axes.plot_surface(*points.unbind(-1), facecolors=colors, rcount=40, ccount=60, alpha=0.9)
+        axes.plot_surface(*points.unbind(-1), facecolors=colors, rcount=40, ccount=60)
     for hydrogen in (1, 2):
-        axes.plot(*data.pos[[0, hydrogen]].T, color="black", linewidth=2)
-    axes.set(xlim=(-0.9, 0.9), ylim=(-0.9, 0.9), zlim=(-0.9, 0.9), title=title)
+        axes.plot(*data.pos[[0, hydrogen]].T, color="black", linewidth=2, zorder=10)
+    axes.set(xlim=(-1, 1), ylim=(-0.8, 1.2), zlim=(-1.2, 0.8), title=title)
+    axes.set_box_aspect((1, 1, 1), zoom=1.3)
+    axes.view_init(elev=15, azim=20)
     axes.set_axis_off()
 plt.subplots_adjust(0, 0, 1, 0.93, wspace=0)
 plt.show()
@@ -65,8 +69,6 @@ plt.show()
 # %%
 # The same in numbers. Scalars (row 0) stay, vectors (rows 1 to 3) turn with the rotation matrix
 # itself, and rows 4 to 8 with the Wigner matrix of degree 2.
-
-from e3nn.o3 import Irrep
 
 before, after = features(water), features(rotated)
 wigner = Irrep("2e").D_from_matrix(rotation)

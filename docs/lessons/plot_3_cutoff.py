@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from e2former_pyg import E2FormerPotential
+from e2former_pyg.radial import envelope
 
 torch.manual_seed(0)
 potential = E2FormerPotential(hidden_channels=32, num_layers=2, lmax=2, cutoff=5.0)
@@ -48,8 +49,6 @@ plt.show()
 # goes to zero with two continuous derivatives; and the softmax has a *sink*, a constant in its
 # denominator, so that the weights of the last neighbour fade instead of staying one. Beside it: an
 # ordinary softmax, in which the last neighbour has the whole weight until it is cut off.
-
-from e2former_pyg.radial import envelope
 
 env = envelope(distances, cutoff=5.0)
 figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")

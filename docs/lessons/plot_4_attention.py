@@ -38,7 +38,9 @@ for head, axes in enumerate(panels):
     for edge in (edge_index[1] == target).nonzero().flatten():
         ends = flat[edge_index[:, edge], :2].T
         axes.plot(*ends, color="tab:blue", linewidth=40 * float(alpha[edge, head]), alpha=0.6)
-    axes.scatter(*flat[:, :2].T, c=[colors[int(z)] for z in data.z], s=90, edgecolors="black", zorder=3)
+    axes.scatter(
+        *flat[:, :2].T, c=[colors[int(z)] for z in data.z], s=90, edgecolors="black", zorder=3
+    )
     total = float(alpha[edge_index[1] == target, head].sum())
     axes.set(title=f"head {head}, sum {total:.2f}", aspect="equal")
     axes.margins(0.15)

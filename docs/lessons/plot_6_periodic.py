@@ -33,9 +33,11 @@ for length, count in zip(lengths, counts // 2, strict=True):
 # is held against finite differences of the energy, for an untrained potential.
 
 torch.manual_seed(0)
-potential = E2FormerPotential(
-    hidden_channels=32, num_layers=2, lmax=2, cutoff=5.0, stress=True
-).double().eval()
+potential = (
+    E2FormerPotential(hidden_channels=32, num_layers=2, lmax=2, cutoff=5.0, stress=True)
+    .double()
+    .eval()
+)
 
 
 def strained(amount: float) -> Data:

@@ -2,9 +2,9 @@
 Layers swapped into baselines
 =============================
 
-What ``examples/swap_schnet.py`` and ``examples/swap_attention.py`` print, here after fifteen seconds
-of training for each model instead of sixty: too short to judge the models by, and the numbers differ
-from machine to machine. :doc:`/guides/swap` shows how the layers are put in.
+What ``examples/swap_schnet.py`` and ``examples/swap_attention.py`` print, here after fifteen
+seconds of training for each model instead of sixty: too short to judge the models by, and the
+numbers differ from machine to machine. :doc:`/guides/swap` shows how the layers are put in.
 """
 
 import swap_attention
@@ -16,7 +16,7 @@ import swap_schnet
 errors = swap_schnet.main(["--seconds", "15"])
 
 # %%
-# A graph transformer with PyG's ``TransformerConv``, and with ``E2FormerAttention``: the gap between
-# the orbital energies HOMO and LUMO of molecules of QM9.
+# A graph transformer with PyG's ``TransformerConv``, and with ``E2FormerAttention``: the gap
+# between the orbital energies HOMO and LUMO of molecules of QM9.
 
 errors = swap_attention.main(["--seconds", "15"])
