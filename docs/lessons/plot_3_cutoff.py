@@ -63,7 +63,8 @@ plt.show()
 # How much energy and force change between points 0.01 Å apart: at most anywhere, and across the
 # cutoff.
 
-middle = int((distances - 5.0).abs().argmin())
-for name, values, unit in (("energy", energy, "eV"), ("force", force, "eV/Å")):
+cutoff = int((distances - 5.0).abs().argmin())
+for name, values in (("energy (eV)", energy), ("force (eV/Å)", force)):
     steps = values.diff().abs()
-    print(f"{name}: {float(steps.max()):.1e} {unit}, at the cutoff {float(steps[middle]):.1e}")
+    across = steps[cutoff - 1]  # from 4.99 to 5.00 Å
+    print(f"{name}: at most {float(steps.max()):.1e}, at the cutoff {float(across):.1e}")

@@ -17,7 +17,8 @@ from e2former_pyg import E2FormerAttention
 torch.manual_seed(0)
 data = load_ethanol(cutoff=4.0)[0]
 embedding = torch.nn.Embedding(10, 32)
-layer = E2FormerAttention(32, 32, lmax=2, lmax_in=0, heads=4, cutoff=4.0, directional=True).eval()
+options = {"heads": 4, "cutoff": 4.0, "directional": True}
+layer = E2FormerAttention(32, 32, lmax=2, lmax_in=0, **options).eval()
 with torch.no_grad():
     x = embedding(data.z)
     out, (edge_index, alpha) = layer(
@@ -36,11 +37,11 @@ colors = {1: "lightgrey", 6: "dimgrey", 8: "tab:red"}
 figure, panels = plt.subplots(1, 4, figsize=(8, 2.6), layout="constrained")
 for head, axes in enumerate(panels):
     for edge in (edge_index[1] == target).nonzero().flatten():
+        width = 40 * float(alpha[edge, head])
         ends = flat[edge_index[:, edge], :2].T
-        axes.plot(*ends, color="tab:blue", linewidth=40 * float(alpha[edge, head]), alpha=0.6)
-    axes.scatter(
-        *flat[:, :2].T, c=[colors[int(z)] for z in data.z], s=90, edgecolors="black", zorder=3
-    )
+        axes.plot(*ends, color="tab:blue", linewidth=width, alpha=0.6)
+    shades = [colors[int(z)] for z in data.z]
+    axes.scatter(*flat[:, :2].T, c=shades, s=90, edgecolors="black", zorder=3)
     total = float(alpha[edge_index[1] == target, head].sum())
     axes.set(title=f"head {head}, sum {total:.2f}", aspect="equal")
     axes.margins(0.15)

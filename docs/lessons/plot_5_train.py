@@ -30,7 +30,9 @@ potential = E2FormerPotential(
     hidden_channels=32, num_layers=2, lmax=2, heads=4, cutoff=5.0, avg_num_neighbors=8.0
 )
 everything = next(iter(DataLoader(train_frames, batch_size=len(train_frames))))
-potential.fit_references(everything.z, everything.energy, everything.batch, everything.forces)
+potential.fit_references(
+    everything.z, everything.energy, everything.batch, forces=everything.forces
+)
 
 # %%
 # The loss is on energies and forces; forces are derivatives of the energy, so the gradient by the

@@ -21,16 +21,16 @@ three angular momenta brings it next to the harmonic of its own node,
 
 .. math::
     \left[ v^{(l_1)} \otimes \left[ R^{\ell-k}(\mathbf{a}) \otimes R^{k}(\mathbf{b})
-    \right]^{(\ell)} \right]^{(l_3)}
-    &= \sum_{L} \gamma_L
-    \left[ \left[ v^{(l_1)} \otimes R^{k}(\mathbf{b}) \right]^{(L)} \otimes
+    \right]^{(\ell)} \right]^{(l_3)} &= \sum_{L} \gamma_L\, p_L
+
+    p_L &= \left[ \left[ v^{(l_1)} \otimes R^{k}(\mathbf{b}) \right]^{(L)} \otimes
     R^{\ell-k}(\mathbf{a}) \right]^{(l_3)}
 
     \gamma_L &= (-1)^{l_1+\ell+l_3} \sqrt{(2L+1)(2\ell+1)}
     \begin{Bmatrix} l_1 & k & L \\ \ell-k & l_3 & \ell \end{Bmatrix}
 
-(:func:`~e2former_pyg.so3.recoupling_coefficient`). The inner product on the right belongs to one
-node, and so does the outer one once the inner ones have been summed over neighbours.
+(:func:`~e2former_pyg.so3.recoupling_coefficient`). The inner product of :math:`p_L` belongs to
+one node, and so does the outer one once the inner ones have been summed over neighbours.
 
 From the `"E2Former" <https://arxiv.org/abs/2501.19216>`_ paper, in the normalisation of
 :func:`~e2former_pyg.so3.solid_harmonics` and :func:`~e2former_pyg.so3.clebsch_gordan`.
