@@ -15,7 +15,7 @@ each source, weighted sums of its rows, a product at each target.
 
 Terms grow with the distance :math:`D` from the origin like :math:`(D/r)^{\ell}` and cancel for
 any weights. Hence everything behind the weights is in float64, and origins lie amid the targets
-(:mod:`e2former_pyg.functional.origins`): one for all, unless the order is high and the system
+(:obj:`e2former_pyg.functional.origins`): one for all, unless the order is high and the system
 large. Precision still fades as edges become short, like :math:`r^{-\ell}`; at zero length, where
 an edge has no direction, only order 0 is left, as in the direct algorithm.
 """
