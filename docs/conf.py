@@ -56,7 +56,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:obj", r".*"),
     (r"py:.*", r"(torch|torch_geometric|e3nn|ase|numpy|np|nn|abc|collections|pathlib)\b.*"),
-    (r"py:.*", r"(Data|EdgeIndex|SparseTensor)\b.*"),
+    (r"py:.*", r"(Data|EdgeIndex|SparseTensor|Tensor)\b.*"),
     (r"py:class", r"e2former_pyg\.functional\.sharing\.SharedGeometry"),  # between our own modules
     (r"py:class", r"(optional|callable|any|int|float|str|bool|list|tuple|dict|set|object)\b.*"),
 ]
