@@ -17,6 +17,7 @@ from .so3.degrees import build_constant
 __all__ = ["MAX_ATOMIC_NUMBER", "RadialNetwork", "RadialSplines", "envelope"]
 
 MAX_ATOMIC_NUMBER = 118
+"""The largest atomic number that models accept."""
 
 # Rows: powers of t in [0, 1); columns: the four cubic B-splines that overlap a cell.
 BASIS = (

@@ -104,3 +104,19 @@ def test_memory_does_not_grow_with_neighbours() -> None:
         peaks = [record["peak_mib"] for record in sweep]
         assert len(sweep) >= 5
         assert max(peaks) < 1.05 * min(peaks)
+
+
+def test_speedups_in_the_changelog() -> None:
+    records = json.loads((ROOT / "benchmarks/results/attention_h100.json").read_text())
+    ratio = {record["case"]: record["ratio"] for record in records}
+    text = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
+    forward, backward, second = (
+        f"{ratio[f'op/{which}/float32']:.0f}"
+        for which in ("forward", "forward+backward", "second-order")
+    )
+    assert f"attention is {forward} times as fast as with edge tensors" in text
+    assert f"{backward} times with backward and {second} times in second order" in text
+    conv = [f"{ratio[f'conv/{which}/float32']:.0f}" for which in ("forward", "forward+backward")]
+    assert f"the convolution {conv[0]} and {conv[1]} times" in text
+    layer = [f"{ratio[f'layer/{which}/float32']:.1f}" for which in ("forward", "forward+backward")]
+    assert f"{layer[0]} times as fast as TransformerConv, {layer[1]} times with backward" in text
