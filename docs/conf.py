@@ -32,9 +32,10 @@ extensions = [
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_ext", "lessons", "gallery/*.ipynb"]
 
-# A page for each name in a module's `__all__`, so that no list of names is kept here.
+# A page for each name in a module's `__all__`, or for what is defined in a module without one, so
+# that no list of names is kept here.
 autosummary_generate = True
-autosummary_imported_members = True
+autosummary_imported_members = False
 autosummary_ignore_module_all = False
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"

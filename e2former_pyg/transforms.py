@@ -16,8 +16,6 @@ from torch_geometric.transforms import BaseTransform
 from .graph import radius_graph
 from .units import ENERGY_UNITS, LENGTH_UNITS
 
-__all__ = ["ConvertUnits", "RadiusGraph", "RandomRotation"]
-
 
 class RadiusGraph(BaseTransform):
     r"""Connects all atoms within a cutoff, periodic images included, by

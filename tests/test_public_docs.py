@@ -39,7 +39,9 @@ def reference_modules() -> list[str]:
 def public_names() -> Iterator[tuple[str, Any]]:
     for module_name in reference_modules():
         module = importlib.import_module(module_name)
-        for name in getattr(module, "__all__", ()):
+        own = [n for n in vars(module) if not n.startswith("_")]
+        own = [n for n in own if getattr(vars(module)[n], "__module__", None) == module_name]
+        for name in getattr(module, "__all__", own):
             value = getattr(module, name)
             if callable(value):
                 yield f"{module_name}.{name}", value

@@ -4,11 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("sphinx")
-
+from result_files import ROOT, conditions, load, number, record
 from result_tables import TABLES
-from results import ROOT, conditions, load, number, record
 
 PAGES = sorted((ROOT / "docs").glob("*/*.rst"))
 ROLES = [
