@@ -23,6 +23,12 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 FIGURES = Path(__file__).resolve().parents[1] / "_generated"
+NO_NUMBER = ("–", "not run", "out of memory")
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell of a table holds a number, or says why there is none."""
+    return cell[0].isdigit() or cell.startswith("**") or cell in NO_NUMBER
 
 
 class ResultRole(SphinxRole):
@@ -56,10 +62,11 @@ class Table(SphinxDirective):
             lines += [f"   {'* -' if n == 0 else '  -'} {cell}" for n, cell in enumerate(row)]
         container = nodes.Element()
         self.state.nested_parse(StringList(lines, self.arguments[0]), 0, container)
-        for entry in container.findall(nodes.entry):
-            text = entry.astext()
-            if text and all(part in "0123456789.,×–- MiBmsk" for part in text):
-                entry["classes"].append("number")
+        columns = list(zip(*rows, strict=True))
+        for row in container.findall(nodes.row):
+            for entry, column in zip(row.children, columns, strict=True):
+                if all(is_number(cell) for cell in column):
+                    entry["classes"].append("number")
         return container.children
 
 
