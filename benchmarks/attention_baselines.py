@@ -57,7 +57,7 @@ def sum_products(
     return torch.cat(sums, dim=1).index_select(1, permutation)
 
 
-def _edges(
+def edge_functions(
     graph_index: Tensor,
     edge_shift: Tensor,
     pos: tuple[Tensor, Tensor],
@@ -94,7 +94,7 @@ def edge_attention(
     """As :func:`~e2former_pyg.functional.equivariant_attention`."""
     source, target = edge_index
     size, heads = q.size(0), q.size(1)
-    geometry, functions = _edges(edge_index, edge_shift, pos, radial, max(paths.orders))
+    geometry, functions = edge_functions(edge_index, edge_shift, pos, radial, max(paths.orders))
     functions = functions.unflatten(-1, (-1, heads))
     qk = (q.index_select(0, target) * k.index_select(0, source)).sum(-1) * q.size(-1) ** -0.5
     logits = functions[:, 0] * qk.to(functions.dtype) + functions[:, 1]
@@ -114,7 +114,7 @@ def edge_convolution(
 ) -> Tensor:
     """As :func:`~e2former_pyg.functional.equivariant_convolution`."""
     source, target = edge_index
-    geometry, functions = _edges(edge_index, edge_shift, pos, radial, max(paths.orders))
+    geometry, functions = edge_functions(edge_index, edge_shift, pos, radial, max(paths.orders))
     weights = functions * geometry.envelope.unsqueeze(-1)
     weights = weights.unflatten(-1, (len(paths.orders), -1))
     v_j = v.index_select(0, source)

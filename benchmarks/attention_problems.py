@@ -172,7 +172,7 @@ class Layer:
         conv = TransformerConv(width, width // setting.heads, setting.heads).to(self.x.device)
         x = _leaf(self.x[:, 0])
         edge_index = self.graph.edge_index.as_tensor()
-        return Contender(lambda: conv(x, edge_index), {"x": x, **_parameters(conv)})
+        return Contender(lambda: conv(x, edge_index), {"x": x, **parameters_of(conv)})
 
     def _contender(self, module: nn.Module) -> Contender:
         call = partial(
@@ -183,7 +183,7 @@ class Layer:
             self.graph.z,
             self.graph.edge_shift,
         )
-        return Contender(call, {"x": self.x, "pos": self.pos, **_parameters(module)})
+        return Contender(call, {"x": self.x, "pos": self.pos, **parameters_of(module)})
 
     def useful_operations(self) -> None:
         """Not counted: most of the time goes to the projections."""
@@ -212,5 +212,5 @@ def _layer(cls: type[E2FormerAttention], setting: Setting) -> E2FormerAttention:
     )
 
 
-def _parameters(module: nn.Module) -> dict[str, Tensor]:
+def parameters_of(module: nn.Module) -> dict[str, Tensor]:
     return {f"parameters.{name}": value for name, value in module.named_parameters()}

@@ -16,6 +16,12 @@ from torch_geometric.transforms import BaseTransform
 from .graph import radius_graph
 from .units import ENERGY_UNITS, LENGTH_UNITS
 
+QM9_TARGETS = (
+    *("mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "cv"),
+    *("U0_atom", "U_atom", "H_atom", "G_atom", "A", "B", "C"),
+)
+"""The columns of :obj:`y` in PyG's :class:`~torch_geometric.datasets.QM9`."""
+
 
 class RadiusGraph(BaseTransform):
     r"""Connects all atoms within a cutoff, periodic images included, by
@@ -217,6 +223,56 @@ class ConvertUnits(BaseTransform):
     def __repr__(self) -> str:
         more = "" if self.energy_keys == ("energy",) else f", energy_keys={self.energy_keys}"
         return f"{self.__class__.__name__}(energy={self.energy}, length={self.length}{more})"
+
+
+class SelectTarget(BaseTransform):
+    r"""Keeps some columns of :obj:`data.y`, :math:`(1, K)`, as the targets
+    :math:`(1, D)` that :class:`~e2former_pyg.models.E2FormerProperty` predicts.
+
+    In PyG's :class:`~torch_geometric.datasets.QM9` energies are in eV,
+    :obj:`"mu"` is in Debye and :obj:`"alpha"` in cubed Bohr radii. All are
+    float32, which rounds the total energies (:obj:`"U0"`, :obj:`"U"`,
+    :obj:`"H"`, :obj:`"G"`) to steps of about 1 meV; those of atomization have
+    no such loss.
+
+    Args:
+        target (str, int or list of these): The columns to keep, by name or by
+            number.
+        names (list of str, optional): The names of all columns.
+            (default: those of QM9: :obj:`"mu"`, :obj:`"alpha"`,
+            :obj:`"homo"`, :obj:`"lumo"`, :obj:`"gap"`, :obj:`"r2"`,
+            :obj:`"zpve"`, :obj:`"U0"`, :obj:`"U"`, :obj:`"H"`, :obj:`"G"`,
+            :obj:`"cv"`, :obj:`"U0_atom"`, :obj:`"U_atom"`, :obj:`"H_atom"`,
+            :obj:`"G_atom"`, :obj:`"A"`, :obj:`"B"`, :obj:`"C"`)
+
+    Raises:
+        ValueError: If there is no such column, or :obj:`data.y` has another
+            number of them.
+    """
+
+    def __init__(
+        self, target: str | int | Sequence[str | int], names: Sequence[str] = QM9_TARGETS
+    ) -> None:
+        self.names = tuple(names)
+        targets = [target] if isinstance(target, str | int) else list(target)
+        for each in targets:
+            if each not in (self.names if isinstance(each, str) else range(len(self.names))):
+                known = f"one of {list(self.names)} or a number below {len(self.names)}"
+                raise ValueError(f"`target` must be {known}, found {each!r}")
+        self.columns = [
+            self.names.index(each) if isinstance(each, str) else each for each in targets
+        ]
+
+    def forward(self, data: Data | Batch) -> Data | Batch:
+        y, width = data.get("y"), len(self.names)
+        if not isinstance(y, Tensor) or y.dim() != 2 or y.size(1) != width:
+            found = list(y.shape) if isinstance(y, Tensor) else y
+            raise ValueError(f"`data.y` must have shape [1, {width}], found {found}")
+        data.y = y[:, self.columns]
+        return data
+
+    def __repr__(self) -> str:
+        return f"{self.__class__.__name__}({[self.names[column] for column in self.columns]})"
 
 
 def _position(data: Data | Batch) -> Tensor:

@@ -74,7 +74,7 @@ class TracedGradients:
             return loss_function(out, Data(**inputs), self.energy_weight)
 
         loss(self.model, inputs)
-        return trace_gradients(self.model, loss, inputs)
+        return trace_gradients(self.model, loss, inputs, cuda_graph=data.pos.is_cuda)
 
 
 def choose_gradients(

@@ -64,6 +64,28 @@ def _parity(
     values.legend(loc="upper left", frameon=False, markerscale=2)
 
 
+def property_plot(path: Path, reference: Tensor, predicted: Tensor, name: str, unit: str) -> None:
+    """Draws the predicted against the reference values of a property of molecules.
+
+    Args:
+        path: The image to write.
+        reference: The reference value of each molecule.
+        predicted: The predicted values.
+        name: The name of the property.
+        unit: Its unit.
+    """
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    low, high = float(reference.min()), float(reference.max())
+    axes.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=0)
+    label = f"MAE {float((predicted - reference).abs().mean()):.3f} {unit}"
+    axes.scatter(reference, predicted, s=12, alpha=0.6, linewidths=0, label=label)
+    axes.set_xlabel(f"reference {name} ({unit})")
+    axes.set_ylabel(f"predicted {name} ({unit})")
+    axes.legend(loc="upper left", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def error_plot(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Draws the test errors of runs, a point for each, by model and split.
 

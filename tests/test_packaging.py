@@ -13,8 +13,10 @@ import e2former_pyg
 ROOT = Path(__file__).parents[1]
 OPTIONAL = (
     "ase",
+    "ase_db_backends",
     "h5py",
     "lightning",
+    "lmdb",
     "matplotlib",
     "pyg_lib",
     "torch_cluster",

@@ -59,10 +59,18 @@ def eager(model, loss, inputs):
     ],
     ids=["direct", "factorized", "Triton"],
 )
-def test_traced_gradients_are_the_eager_ones_for_new_inputs_and_weights(settings):
+@pytest.mark.parametrize(
+    "cuda_graph", [False, pytest.param(True, marks=pytest.mark.cuda)], ids=["", "CUDA graph"]
+)
+def test_traced_gradients_are_the_eager_ones_for_new_inputs_and_weights(settings, cuda_graph):
+    if cuda_graph:
+        settings = {"device": "cuda", **settings}
     model, loss, inputs = make(**settings)
     eager(model, loss, inputs)
-    run = trace_gradients(model, loss, inputs)
+    run = trace_gradients(model, loss, inputs, cuda_graph=cuda_graph)
+    if cuda_graph:  # what it reads must not be free for others
+        taken = [torch.full((2**n,), torch.nan, device="cuda") for n in range(20) for _ in range(9)]
+        del taken
     for _ in range(2):
         inputs = {key: value + 0.1 * torch.randn_like(value) for key, value in inputs.items()}
         with torch.no_grad():
@@ -73,6 +81,15 @@ def test_traced_gradients_are_the_eager_ones_for_new_inputs_and_weights(settings
         for parameter, expected in zip(model.parameters(), grads, strict=True):
             expected = torch.zeros_like(parameter) if expected is None else expected
             torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.cuda
+def test_a_captured_step_refuses_other_shapes():
+    model, loss, inputs = make(device="cuda")
+    eager(model, loss, inputs)
+    run = trace_gradients(model, loss, inputs, cuda_graph=True)
+    with pytest.raises(ValueError, match="`energy` must have shape"):
+        run({**inputs, "energy": inputs["energy"][:1]})
 
 
 def test_the_model_is_left_alone():

@@ -10,7 +10,7 @@ from torch_geometric.nn import SchNet
 from torch_geometric.transforms import Compose
 
 from e2former_pyg.graph import radius_graph
-from e2former_pyg.transforms import ConvertUnits, RadiusGraph, RandomRotation
+from e2former_pyg.transforms import ConvertUnits, RadiusGraph, RandomRotation, SelectTarget
 
 
 def make_data(num_atoms=8, seed=0, cell=False, pbc=True, layout=(3, 3)):
@@ -275,3 +275,23 @@ def test_convert_units_bad_input():
     data = Data(force=torch.zeros(2, 3), forces=torch.zeros(2, 3))
     with pytest.raises(ValueError, match="both `force` and `forces`"):
         ConvertUnits()(data)
+
+
+def test_select_target():
+    graphs = [Data(y=torch.arange(19.0).view(1, 19) + 100 * k) for k in range(3)]
+    before = snapshot(graphs[0])
+    assert SelectTarget("gap")(graphs[0]).y.tolist() == [[4.0]]
+    assert SelectTarget(["C", 0, "gap"])(graphs[1]).y.tolist() == [[118.0, 100.0, 104.0]]
+    assert_same(snapshot(graphs[0]), before)
+    batch = SelectTarget(["U0_atom"])(Batch.from_data_list(graphs))
+    assert batch.y.tolist() == [[12.0], [112.0], [212.0]]
+    assert batch.to_data_list()[1].y.tolist() == [[112.0]]
+    own = SelectTarget("b", names=["a", "b"])
+    assert own(Data(y=torch.tensor([[1.0, 2.0]]))).y.tolist() == [[2.0]]
+    assert str(SelectTarget([1, "mu"])) == "SelectTarget(['alpha', 'mu'])"
+    for target in ("Gap", 19, -1, ["mu", "nothing"]):
+        with pytest.raises(ValueError, match=r"`target` must be one of .* or a number below 19"):
+            SelectTarget(target)
+    for y in (None, torch.zeros(19), torch.zeros(1, 18), 3.0):
+        with pytest.raises(ValueError, match=r"`data.y` must have shape \[1, 19\], found"):
+            SelectTarget("mu")(Data(y=y))

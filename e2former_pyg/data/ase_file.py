@@ -3,6 +3,7 @@ r"""Files that ASE reads."""
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -33,8 +34,9 @@ class ASEDataset(FileDataset):
         path (str): The file. It is read one structure at a time.
         root (str, optional): The folder in which processed graphs are kept, in
             :obj:`root/processed`. The file name there changes with the source file and with the
-            arguments, transforms being told apart by their :obj:`repr`. If :obj:`None`, nothing
-            is written. (default: :obj:`None`)
+            arguments, transforms being told apart by their :obj:`repr`. Processing that takes
+            longer than a minute is kept there once a minute and, when it was interrupted, goes on
+            from there. If :obj:`None`, nothing is written. (default: :obj:`None`)
         transform (callable, optional): Applied to a graph before every access.
             (default: :obj:`None`)
         pre_transform (callable, optional): Applied to a graph before it is kept. A
@@ -101,14 +103,15 @@ class ASEDataset(FileDataset):
             format=format,
         )
 
-    def read(self) -> Iterator[Record]:
+    def read(self, start: int) -> Iterator[Record]:
         formats = require("ase.io.formats", "ase")
         try:
             kind = self.format or formats.filetype(str(self.path))
         except Exception as error:  # whatever a reader of ASE may raise
             raise damaged(self.path, None, f"ASE cannot tell its format ({error})") from error
-        structures = _read_xyz(self.path) if kind == "extxyz" else _read_any(self.path, kind)
-        for index, atoms in enumerate(structures):
+        xyz = kind == "extxyz"
+        structures = _read_xyz(self.path, start) if xyz else _read_any(self.path, kind, start)
+        for index, atoms in enumerate(structures, start):
             try:
                 yield index, atoms if isinstance(atoms, ValueError) else self._fields(atoms)
             except ValueError as error:
@@ -143,12 +146,12 @@ def _matrix(stress: Any) -> np.ndarray:
     return stress.reshape(3, 3) if stress.shape == (9,) else stress
 
 
-def _read_xyz(path: Path) -> Iterator[Any]:
+def _read_xyz(path: Path, start: int) -> Iterator[Any]:
     # ASE keeps the places of all frames and ends at the first that it cannot parse. Frame by frame
     # it can go on, with one of them in memory.
     read_xyz = require("ase.io.extxyz", "ase").read_xyz
     with require("ase.io.formats", "ase").open_with_compression(str(path), "rt") as file:
-        for text in xyz_frames(file):
+        for text in itertools.islice(xyz_frames(file), start, None):
             if isinstance(text, ValueError):
                 yield text
                 continue
@@ -158,9 +161,9 @@ def _read_xyz(path: Path) -> Iterator[Any]:
                 yield ValueError(f"ASE cannot read it ({type(error).__name__}: {error})")
 
 
-def _read_any(path: Path, kind: str) -> Iterator[Any]:
+def _read_any(path: Path, kind: str, start: int) -> Iterator[Any]:
     iread = require("ase.io", "ase").iread
-    index, failures = 0, 0
+    index, failures = start, 0
     # A reader ends with its first error; another one may still read what comes after it.
     while failures < 2:
         try:

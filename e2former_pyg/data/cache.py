@@ -17,7 +17,7 @@ from torch_geometric.io import fs
 
 from .record import damaged
 
-VERSION = "1"
+VERSION = "2"
 """To be raised whenever the same file and settings give other contents."""
 
 
@@ -36,9 +36,14 @@ def cached(path: Path | None, build: Callable[[], Any], force_reload: bool) -> A
         return build()
     if force_reload or not path.exists():
         save_atomically(build(), path)
+    return load(path)
+
+
+def load(path: Path) -> Any:
+    """Reads a file of :meth:`save_atomically`."""
     try:
         return fs.torch_load(str(path))
-    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (EOFError, KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = f"it cannot be read; pass force_reload=True to make it again ({error})"
         raise damaged(path, None, reason) from error
 

@@ -6,6 +6,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch_geometric.data import Data, InMemoryDataset
 
 from .cache import cached, processed_name
+from .parts import Conversion, remove_parts
 from .record import check_same_fields, damaged, make_data
 
 Record = tuple[int, Mapping[str, Any] | ValueError]
@@ -20,7 +22,11 @@ Record = tuple[int, Mapping[str, Any] | ValueError]
 
 
 class FileDataset(InMemoryDataset, ABC):
-    """A dataset read from one file; subclasses say how by :meth:`read`."""
+    """A dataset read from one file; subclasses say how by :meth:`read`.
+
+    Where processing takes longer than a minute, what is done is kept once a minute, so that an
+    interrupted run goes on from there. Collating and writing the whole, at the end, start again.
+    """
 
     def __init__(
         self,
@@ -48,9 +54,12 @@ class FileDataset(InMemoryDataset, ABC):
         }
         root = None if root is None else os.fspath(root)
         super().__init__(root, transform, pre_transform, pre_filter, force_reload=force_reload)
-        state = cached(
-            None if root is None else Path(self.processed_paths[0]), self._build, force_reload
-        )
+        processed = None if root is None else Path(self.processed_paths[0])
+        if processed is not None and force_reload:
+            remove_parts(processed)
+        state = cached(processed, partial(self._build, processed), force_reload)
+        if processed is not None:
+            remove_parts(processed)
         self._data, self.slices = Data.from_dict(state["data"]), state["slices"]
         self.num_skipped: int = state["num_skipped"]
         warn_skipped(self.path, self.num_skipped, stacklevel=4)
@@ -64,38 +73,39 @@ class FileDataset(InMemoryDataset, ABC):
         return processed_name(self.path, self._settings)
 
     @abstractmethod
-    def read(self) -> Iterator[Record]:
-        """Yields the records of the file one after the other."""
+    def read(self, start: int) -> Iterator[Record]:
+        """Yields the records of the file one after the other, from one of them on."""
 
-    def _build(self) -> dict[str, Any]:
-        graphs: list[Data] = []
-        names: frozenset[str] | None = None
-        num_skipped = 0
+    def _build(self, processed: Path | None) -> dict[str, Any]:
+        conversion = Conversion(processed)
         reason: ValueError | None = None
-        for index, fields in self.read():
+        for index, fields in self.read(conversion.next):
             try:
                 if isinstance(fields, ValueError):
                     raise fields
                 data = make_data(fields, self.dtype)
-                names = frozenset(data.keys()) if names is None else names
-                check_same_fields(data, names)
-                if self.pre_filter is not None and not self.pre_filter(data):
-                    continue
-                # Transforms look at more than we do: RadiusGraph finds coincident atoms.
-                graphs.append(data if self.pre_transform is None else self.pre_transform(data))
+                if conversion.names is None:
+                    conversion.names = frozenset(data.keys())
+                check_same_fields(data, conversion.names)
+                if self.pre_filter is None or self.pre_filter(data):
+                    # Transforms look at more than we do: RadiusGraph finds coincident atoms.
+                    if self.pre_transform is not None:
+                        data = self.pre_transform(data)
+                    conversion.graphs.append(data)
             except ValueError as error:
                 reason = damaged(self.path, index, error)
                 if not self.skip_damaged:
                     raise reason from error
-                num_skipped += 1
-        if not graphs:
-            found = f"no record to use, {num_skipped} are damaged"
+                conversion.num_skipped += 1
+            conversion.done(index)
+        if not conversion.graphs:
+            found = f"no record to use, {conversion.num_skipped} are damaged"
             raise damaged(self.path, None, found) from reason
-        data, slices = self.collate(graphs)
+        data, slices = self.collate(conversion.graphs)
         return {
             "data": data.to_dict(),
             "slices": slices,
-            "num_skipped": num_skipped,
+            "num_skipped": conversion.num_skipped,
         }
 
 

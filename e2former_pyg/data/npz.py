@@ -18,6 +18,12 @@ from .record import damaged
 PER_FRAME = ("energy", "cell", "stress", "charge", "spin")
 SPLITS = {"train": 0, "val": 1}
 
+MD17_KEYS = {"pos": "R", "energy": "E", "forces": "F"}
+"""The arrays of the files of MD17."""
+
+REVISED_MD17_KEYS = {"z": "nuclear_charges", "pos": "coords", "energy": "energies"}
+"""The arrays of the files of revised MD17."""
+
 
 class NPZDataset(FileDataset):
     r"""Molecules and crystals from an :obj:`.npz` file in eV and Å.
@@ -30,12 +36,24 @@ class NPZDataset(FileDataset):
     :obj:`pbc` :math:`(3)` or :math:`(F, 3)`, :obj:`charge`, :obj:`spin` and :obj:`split`
     :math:`(F)`.
 
+    Files with other names for these arrays can be read with :obj:`keys`, and in other units with
+    :class:`~e2former_pyg.transforms.ConvertUnits`. So the files of MD17, original and revised,
+    keep the digits of their energies, which PyG's :class:`~torch_geometric.datasets.MD17` casts to
+    float32:
+
+    .. code-block:: python
+
+        NPZDataset("md17_ethanol.npz", keys=MD17_KEYS, pre_transform=ConvertUnits("kcal/mol"))
+        NPZDataset("rmd17_ethanol.npz", keys=REVISED_MD17_KEYS,
+                   pre_transform=ConvertUnits("kcal/mol"))
+
     Args:
         path (str): The file.
         root (str, optional): The folder in which processed graphs are kept, in
             :obj:`root/processed`. The file name there changes with the source file and with the
-            arguments, transforms being told apart by their :obj:`repr`. If :obj:`None`, nothing
-            is written. (default: :obj:`None`)
+            arguments, transforms being told apart by their :obj:`repr`. Processing that takes
+            longer than a minute is kept there once a minute and, when it was interrupted, goes on
+            from there. If :obj:`None`, nothing is written. (default: :obj:`None`)
         transform (callable, optional): Applied to a graph before every access.
             (default: :obj:`None`)
         pre_transform (callable, optional): Applied to a graph before it is kept. A
@@ -46,6 +64,8 @@ class NPZDataset(FileDataset):
             :obj:`"val"`. (default: :obj:`None`, all)
         labels (list of str, optional): Further arrays :math:`(F, *)` of the file to keep, in
             float64 and in their own units. (default: :obj:`()`)
+        keys (dict, optional): The names that arrays have in the file, where they have others, such
+            as :obj:`{"energy": "E"}`. (default: :obj:`None`)
         skip_damaged (bool, optional): If set to :obj:`True`, leaves damaged frames out, counts
             them in :obj:`num_skipped` and warns. (default: :obj:`False`)
         dtype (torch.dtype, optional): The dtype of positions, forces, cells and stresses.
@@ -75,6 +95,7 @@ class NPZDataset(FileDataset):
         *,
         split: str | None = None,
         labels: Sequence[str] = (),
+        keys: Mapping[str, str] | None = None,
         skip_damaged: bool = False,
         dtype: torch.dtype = torch.float32,
         force_reload: bool = False,
@@ -83,6 +104,7 @@ class NPZDataset(FileDataset):
             raise ValueError(f"`split` must be one of {list(SPLITS)}, found {split!r}")
         self.split = split
         self.labels = tuple(labels)
+        self.keys = dict(keys or {})
         super().__init__(
             path,
             root,
@@ -94,16 +116,17 @@ class NPZDataset(FileDataset):
             force_reload=force_reload,
             split=split,
             labels=self.labels,
+            keys=sorted(self.keys.items()),
         )
 
-    def read(self) -> Iterator[Record]:
+    def read(self, start: int) -> Iterator[Record]:
         arrays = self._arrays()
         per_frame = [name for name in (*PER_FRAME, *self.labels) if name in arrays]
         ragged = "ptr" in arrays
         lengths = [len(arrays[name]) for name in per_frame]
         # The longest array counts, so that frames which another one lacks are found.
         lengths.append(len(arrays["ptr"]) - 1 if ragged else len(arrays["pos"]))
-        for index in range(max(lengths)):
+        for index in range(start, max(lengths)):
             if self.split is not None:
                 split = arrays["split"]
                 if index < len(split) and split[index] != SPLITS[self.split]:
@@ -124,12 +147,22 @@ class NPZDataset(FileDataset):
     def _arrays(self) -> dict[str, np.ndarray]:
         names = {"z", "pos", "forces", "ptr", "pbc", *PER_FRAME, *self.labels}
         names |= set() if self.split is None else {"split"}
-        arrays = _load(self.path, names)
-        for argument, wanted in (("split", {"split"} & names), ("labels", set(self.labels))):
-            if missing := wanted - arrays.keys():
+        if unknown := self.keys.keys() - names:
+            raise ValueError(f"`keys` must be of {sorted(names)}, found {sorted(unknown)}")
+        in_file = {name: self.keys.get(name, name) for name in names}
+        found = _load(self.path, set(in_file.values()))
+        arrays = {name: found[key] for name, key in in_file.items() if key in found}
+        for argument, wanted in (
+            ("split", {"split"} & names),
+            ("labels", set(self.labels)),
+            ("keys", self.keys.keys()),
+        ):
+            if missing := [in_file[name] for name in wanted if name not in arrays]:
                 raise ValueError(f"`{argument}`: '{self.path}' has no {sorted(missing)}")
-        if missing := {"z", "pos", "energy"} - arrays.keys():
+        if missing := [in_file[n] for n in ("z", "pos", "energy") if n not in arrays]:
             raise damaged(self.path, None, f"it has no {sorted(missing)}")
+        if arrays["energy"].shape[1:] == (1,):  # as in MD17
+            arrays["energy"] = arrays["energy"][:, 0]
         dims = {"z": 1, "ptr": 1, "energy": 1, "split": 1}
         dims["pos"] = dims["forces"] = 2 if "ptr" in arrays else 3
         for name, array in arrays.items():

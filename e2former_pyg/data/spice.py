@@ -39,15 +39,15 @@ class SPICEDataset(Dataset):
     :obj:`conformations` :math:`(M, N, 3)` in bohr, :obj:`dft_total_energy` :math:`(M)` in
     hartree, :obj:`dft_total_gradient` :math:`(M, N, 3)` in hartree/bohr, :obj:`smiles` and
     :obj:`subset`. It is read once from its beginning to its end, a few megabytes at a time, to
-    check it and to make an index of eight bytes for each conformation. Conformations are in the
-    order of the names of their molecules.
+    check it and to make an index, of sixteen bytes for each conformation, that holds the energies.
+    Conformations are in the order of the names of their molecules.
 
     Args:
         path (str): The file.
         root (str, optional): The folder in which the index is kept, in :obj:`root/processed`.
-            The file name there changes with the source file and with the arguments. If
-            :obj:`None`, nothing is written and the index is made each time.
-            (default: :obj:`None`)
+            The file name there changes with the source file and with the arguments. If making it
+            is interrupted, it starts again. If :obj:`None`, nothing is written and the index is
+            made each time. (default: :obj:`None`)
         transform (callable, optional): Applied to a graph before every access.
             (default: :obj:`None`)
         subsets (list of str, optional): The subsets to read, by the full names that the file
@@ -103,9 +103,13 @@ class SPICEDataset(Dataset):
         state = cached(
             None if root is None else Path(self.processed_paths[0]), self._index, force_reload
         )
-        self._groups: list[str] = state["groups"]
-        self._group: torch.Tensor = state["group"]
+        self._names: list[str] = state["names"]
+        self._z: torch.Tensor = state["z"]
+        self._ptr: torch.Tensor = state["ptr"]
+        self._charge: torch.Tensor = state["charge"]
+        self._molecule: torch.Tensor = state["molecule"]
         self._conformation: torch.Tensor = state["conformation"]
+        self._energy: torch.Tensor = state["energy"]
         self.num_skipped: int = state["num_skipped"]
         warn_skipped(self.path, self.num_skipped, stacklevel=3)
 
@@ -126,20 +130,21 @@ class SPICEDataset(Dataset):
         return processed_name(self.path, settings)
 
     def len(self) -> int:
-        return self._group.numel()
+        return self._molecule.numel()
 
     def get(self, idx: int) -> Data:
-        name, row = self._groups[int(self._group[idx])], int(self._conformation[idx])
+        number, row = int(self._molecule[idx]), int(self._conformation[idx])
+        name = self._names[number]
         try:
-            group = self._file()[name]
+            file = self._file()
             fields = {
-                "z": group["atomic_numbers"][()],
-                "pos": group[POSITIONS][row].astype(np.float64) * BOHR,
-                "energy": float(group[self.energy][row]) * HARTREE,
-                "forces": group[GRADIENTS][row].astype(np.float64) * (-HARTREE / BOHR),
+                "z": self._z[self._ptr[number] : self._ptr[number + 1]].numpy(),
+                "pos": file[f"{name}/{POSITIONS}"][row].astype(np.float64) * BOHR,
+                "energy": float(self._energy[idx]) * HARTREE,
+                "forces": file[f"{name}/{GRADIENTS}"][row].astype(np.float64) * (-HARTREE / BOHR),
             }
             if self.charge:
-                fields["charge"] = formal_charge(_text(group, "smiles"))
+                fields["charge"] = int(self._charge[number])
             return make_data(fields, self.dtype)
         except (KeyError, OSError, RuntimeError, ValueError) as error:
             raise damaged(self.path, idx, f"molecule '{name}', conformation {row}: {error}") from (
@@ -162,15 +167,17 @@ class SPICEDataset(Dataset):
     def _index(self) -> dict[str, Any]:
         file = self._file()
         try:
-            names = list(file)
+            groups = list(file)
         except (KeyError, RuntimeError, ValueError) as error:
             raise damaged(self.path, None, f"its groups cannot be listed ({error})") from error
-        groups: list[str] = []
-        sizes: list[int] = []
+        names: list[str] = []
+        elements: list[torch.Tensor] = []
+        charges: list[int] = []
         rows: list[np.ndarray] = []
+        energies: list[np.ndarray] = []
         seen: set[str] = set()
         record = num_skipped = 0
-        for name in names:
+        for name in groups:
             reason: Exception | None
             try:
                 group = file[name]
@@ -179,8 +186,8 @@ class SPICEDataset(Dataset):
                     seen.add(subset)
                     if subset not in self.subsets:
                         continue
-                size = self._check_molecule(group)
-                good, reason = self._check_conformations(group, size)
+                size, z, charge = self._check_molecule(group)
+                energy, good, reason = self._check_conformations(group, size)
             except (AttributeError, KeyError, OSError, RuntimeError, ValueError) as error:
                 size, reason = _size(file, name), error
                 good = np.zeros(size, dtype=bool)
@@ -192,29 +199,36 @@ class SPICEDataset(Dataset):
                 num_skipped += int(size - good.sum())
             record += size
             if good.any():
-                groups.append(name)
+                names.append(name)
+                elements.append(z)
+                charges.append(charge)
                 rows.append(np.flatnonzero(good).astype(np.int32))
-                sizes.append(len(rows[-1]))
+                energies.append(energy[good])
         if self.subsets is not None and (missing := self.subsets - seen):
             raise ValueError(f"`subsets`: '{self.path}' has no {sorted(missing)}")
-        if not groups:
+        if not names:
             raise damaged(self.path, None, f"no record to use, {num_skipped} are damaged")
+        sizes = torch.tensor([len(row) for row in rows])
+        ptr = torch.tensor([0, *(len(z) for z in elements)]).cumsum(0)
         return {
-            "groups": groups,
-            "group": torch.arange(len(groups), dtype=torch.int32).repeat_interleave(
-                torch.tensor(sizes)
-            ),
+            "names": names,
+            "z": torch.cat(elements),
+            "ptr": ptr,
+            "charge": torch.tensor(charges),
+            "molecule": torch.arange(len(names), dtype=torch.int32).repeat_interleave(sizes),
             "conformation": torch.from_numpy(np.concatenate(rows)),
+            "energy": torch.from_numpy(np.concatenate(energies)),
             "num_skipped": num_skipped,
         }
 
-    def _check_molecule(self, group: Any) -> int:
-        """The number of conformations of a molecule whose arrays fit together."""
-        z = group["atomic_numbers"][()]
-        make_data({"z": z}, self.dtype)
+    def _check_molecule(self, group: Any) -> tuple[int, torch.Tensor, int]:
+        """The number of conformations of a molecule whose arrays fit together, its atomic numbers
+        and its charge.
+        """
+        z = make_data({"z": group["atomic_numbers"][()]}, self.dtype).z.byte()
         size = group[POSITIONS].shape[0]
         if size == 0:  # all were filtered out when the file was made; arrays have shape [0] then
-            return 0
+            return 0, z, 0
         for name in (POSITIONS, GRADIENTS, self.energy):
             # Units are noted in newer files only.
             unit = group[name].attrs.get("units", UNITS[name])
@@ -228,14 +242,19 @@ class SPICEDataset(Dataset):
         if self.charge:
             if "smiles" not in group:
                 raise ValueError("it has no `smiles` for `charge=True`")
-            formal_charge(_text(group, "smiles"))
-        return size
+            return size, z, formal_charge(_text(group, "smiles"))
+        return size, z, 0
 
-    def _check_conformations(self, group: Any, size: int) -> tuple[np.ndarray, ValueError | None]:
-        """Which conformations are finite, and what is wrong with the first that is not."""
+    def _check_conformations(
+        self, group: Any, size: int
+    ) -> tuple[np.ndarray, np.ndarray, ValueError | None]:
+        """The energies, which conformations are finite, and what is wrong with the first that is
+        not.
+        """
         if size == 0:
-            return np.zeros(0, dtype=bool), None
-        good = np.isfinite(group[self.energy][()])
+            return np.zeros(0), np.zeros(0, dtype=bool), None
+        energy = group[self.energy][()].astype(np.float64)
+        good = np.isfinite(energy)
         reasons = {int(np.argmin(good)): self.energy} if not good.all() else {}
         step = max(1, ATOMS_PER_READ // group[POSITIONS].shape[1])
         for name in (POSITIONS, GRADIENTS):
@@ -245,8 +264,8 @@ class SPICEDataset(Dataset):
                     reasons.setdefault(start + int(np.argmin(finite)), name)
                 good[start : start + step] &= finite
         if not reasons:
-            return good, None
-        return good, ValueError(f"`{reasons[min(reasons)]}` must be finite")
+            return energy, good, None
+        return energy, good, ValueError(f"`{reasons[min(reasons)]}` must be finite")
 
 
 def formal_charge(smiles: str) -> int:

@@ -47,6 +47,7 @@ def equivariant_attention(
     edge_bias: Tensor | None = None,
     dropout: float = 0.0,
     seed: Tensor | None = None,
+    keep_rows: bool = True,
     algorithm: str = "direct",
     backend: str = "auto",
 ) -> Tensor:
@@ -96,6 +97,9 @@ def equivariant_attention(
         dropout (float, optional): Probability with which :math:`\alpha_{ijh}` is set to zero;
             needs a :obj:`seed`. (default: :obj:`0.0`)
         seed (torch.Tensor, optional): Scalar int64 seed of the dropout mask.
+        keep_rows (bool, optional): If set to :obj:`False`, the kernels' backward pass computes the
+            path rows of many nodes again, which saves their memory where nothing else keeps them,
+            as in models with frozen weights. (default: :obj:`True`)
         algorithm (str, optional): ``"direct"``, or ``"factorized"``, which expands the harmonics
             of edges in those of nodes (:mod:`e2former_pyg.functional.factorized`): the same
             function, always in PyTorch. It holds a row of products for each source and image, for
@@ -174,6 +178,7 @@ def equivariant_attention(
             edge_bias=edge_bias,
             dropout=dropout,
             seed=seed,
+            keep_rows=keep_rows,
         )
     if algorithm == "direct":
         sums = direct_sums(spec, neighborhood, v)

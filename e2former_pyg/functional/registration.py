@@ -56,6 +56,19 @@ def register(
     LIBRARY.impl(name, dispatch, "Autograd", with_keyset=True)
 
 
+def save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """The ``setup`` of operators without derivatives."""
+
+
+def no_derivative(message: str) -> Callable[..., None]:
+    """The ``differentiate`` of operators without derivatives."""
+
+    def differentiate(ctx: Any, *grads: Any) -> None:
+        raise NotImplementedError(message)
+
+    return differentiate
+
+
 def is_read(ctx: Any, position: int) -> bool:
     """Whether this run of the engine goes on to the node behind a tensor argument, counted among
     the tensors: forces alone need no gradient of weights.

@@ -20,7 +20,7 @@ from ..kernels import launch
 from ..kernels.operands import Graph, Operands, Part, Spec, constants
 from ..radial import RadialSplines
 from .paths import Coupling, coupling
-from .registration import is_read, register
+from .registration import is_read, no_derivative, register, save_nothing
 from .triton_polynomials import cell_polynomials
 from .triton_tables import DTYPES, harmonic_terms, parts
 
@@ -109,7 +109,7 @@ def _present(tensor: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    problem = _Problem(arguments)
+    problem = _Problem(arguments[:-1])
     with torch.cuda.device_of(problem.x.v):
         return launch.forward(problem.x, problem.graph, problem.sink, problem.spec, problem.parts)
 
@@ -159,7 +159,7 @@ def _second(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     _, _, v, _, _, pos_i, _, _, polynomials, sink = arguments[:_NUM_OPERANDS]
-    lmax_in, lmax_out, orders, parity = arguments[-6:-2]
+    lmax_in, lmax_out, orders, parity = arguments[-7:-3]
     rows = coupling(lmax_in, lmax_out, tuple(orders), parity).num_rows
     nodes = pos_i.size(0)
     lse = polynomials.new_empty(0 if sink is None else nodes, polynomials.size(3))
@@ -191,20 +191,27 @@ def _fake_second(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[: _NUM_OPERANDS + _NUM_SAVED], *output)
-    ctx.settings = inputs[_NUM_OPERANDS + _NUM_SAVED :]
+    *ctx.settings, keep = inputs[_NUM_OPERANDS + _NUM_SAVED :]
+    y, lse = output
+    # Convolutions have no use for their rows.
+    attention = inputs[_NUM_OPERANDS - 1] is not None
+    saved = y if keep or not attention else None
+    ctx.save_for_backward(*inputs[: _NUM_OPERANDS + _NUM_SAVED], saved, lse)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate_forward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     *inputs, y, lse = ctx.saved_tensors
     if grad is None:
-        return (None,) * (len(inputs) + len(ctx.settings))
+        return (None,) * (len(inputs) + len(ctx.settings) + 1)
+    if y is None:
+        with torch.no_grad():
+            y, lse = torch.ops.e2former_pyg.path_rows(*inputs, *ctx.settings, True)
     wanted = _wanted(ctx, inputs)
     grads = torch.ops.e2former_pyg.path_rows_backward(
         *inputs, *ctx.settings, y.detach(), lse.detach(), grad, wanted
     )
-    return _gradients(grads, inputs) + (None,) * (_NUM_SAVED + len(ctx.settings))
+    return _gradients(grads, inputs) + (None,) * (_NUM_SAVED + len(ctx.settings) + 1)
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -227,16 +234,6 @@ def _differentiate_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ..
     )
     rest = (None,) * (_NUM_SAVED + len(ctx.settings) + 2)  # and y, lse: functions of the operands
     return (*_gradients(grads, inputs), *rest, grad_grad, None)
-
-
-def _setup_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    pass
-
-
-def _differentiate_second(ctx: Any, *_: Any) -> None:
-    raise NotImplementedError(
-        "the Triton backend has derivatives to second order; use backend='torch' for higher ones"
-    )
 
 
 def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
@@ -265,7 +262,7 @@ def _gradients(
 
 
 register(
-    f"path_rows({_OPERANDS}, {_REST}) -> (Tensor, Tensor)",
+    f"path_rows({_OPERANDS}, {_REST}, bool keep) -> (Tensor, Tensor)",
     _forward,
     _fake_forward,
     _setup_forward,
@@ -284,8 +281,10 @@ register(
     "bool[] wanted) -> (" + ", ".join(["Tensor"] * (_NUM_OPERANDS + 1)) + ")",
     _second,
     _fake_second,
-    _setup_nothing,
-    _differentiate_second,
+    save_nothing,
+    no_derivative(
+        "the Triton backend has derivatives to second order; use backend='torch' for higher ones"
+    ),
 )
 
 
@@ -315,9 +314,10 @@ def path_rows(
     dropout: float = 0.0,
     seed: Tensor | None = None,
     parity: str,
+    keep_rows: bool = True,
 ) -> Tensor:
     """Path rows of attention or, without queries, of convolution; ``strain`` is that of each
-    target.
+    target. Attention of many nodes computes them again in backward unless it is to keep them.
     """
     dtype = torch.promote_types(v.dtype, torch.float32)
 
@@ -349,5 +349,6 @@ def path_rows(
         prepared(edge_shift, pos[1].dtype),
         seed if dropout > 0 else None,
         *(paths.lmax_in, paths.lmax_out, paths.orders, parity, radial.cutoff, dropout),
+        keep_rows or _is_exporting() or not _is_large(neighborhood),
     )
     return rows

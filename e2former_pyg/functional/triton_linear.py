@@ -48,7 +48,8 @@ def _fake_map(
 
 def _setup_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, _, *ctx.settings = inputs
-    ctx.save_for_backward(x, weight)
+    # Frozen matrices have no use for the input.
+    ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, weight)
 
 
 def _differentiate_map(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -78,7 +79,8 @@ def _fake_transposed(grad: Tensor, weight: Tensor, paths: Sequence[int], channel
 
 def _setup_pair(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     first, second, *ctx.settings = inputs
-    ctx.save_for_backward(first, second)
+    # Each is needed for the derivative by the other only.
+    ctx.save_for_backward(first if ctx.needs_input_grad[2] else None, second)
 
 
 def _differentiate_transposed(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:

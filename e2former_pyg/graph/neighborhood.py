@@ -104,9 +104,7 @@ class CSRNeighborhood:
         if edge_index.is_inference() or data.is_inference():  # Changes would go unseen.
             return cls._build(edge_index, size)
 
-        # PyG's in-place operations raise the version of the wrapper, others that of the data.
-        versions = (edge_index._version, data._version)
-        key = (versions, size, edge_index.sparse_size(), edge_index.sort_order)
+        key = _cache_key(edge_index, size)
         entry = _CACHE.get(edge_index)
         if entry is None or entry.data is not data or entry.key != key:
             entry = _CacheEntry(data, key, cls._build(edge_index, size))
@@ -210,6 +208,15 @@ class CSRNeighborhood:
             self._order = curve_order(pos)
         return self._order
 
+    def remember(self, edge_index: EdgeIndex) -> None:
+        r"""Makes :meth:`from_edge_index` return this object for an
+        :class:`~torch_geometric.EdgeIndex` of these nodes, whatever its
+        edges.
+        """
+        size = (self.num_sources, self.num_targets)
+        key = _cache_key(edge_index, size)
+        _CACHE[edge_index] = _CacheEntry(edge_index.as_tensor(), key, self)
+
     def to(self, device: torch.device | str) -> CSRNeighborhood:
         r"""Returns the neighbourhoods on another device."""
         if torch.device(device) == self.device:
@@ -223,6 +230,12 @@ class CSRNeighborhood:
             f"num_sources={self.num_sources}, num_edges={self.num_edges}, "
             f"device='{self.device}')"
         )
+
+
+def _cache_key(edge_index: EdgeIndex, size: Size) -> tuple[object, ...]:
+    # PyG's in-place operations raise the version of the wrapper, others that of the data.
+    versions = (edge_index._version, edge_index.as_tensor()._version)
+    return versions, size, edge_index.sparse_size(), edge_index.sort_order
 
 
 class _CacheEntry(NamedTuple):

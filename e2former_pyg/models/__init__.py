@@ -1,6 +1,7 @@
 r"""Models: backbone, potentials and properties."""
 
 from .e2former import E2Former
+from .inference import InferencePotential
 from .potential import E2FormerPotential, PotentialOutput
 from .property import E2FormerProperty
 from .references import ElementReferences
@@ -10,5 +11,6 @@ __all__ = [
     "E2FormerPotential",
     "E2FormerProperty",
     "ElementReferences",
+    "InferencePotential",
     "PotentialOutput",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .e2former import E2Former
 from .graphs import GraphInput, as_input, check_atoms, sum_over_graphs
 from .references import ElementReferences
+
+if TYPE_CHECKING:
+    from .inference import InferencePotential
 
 
 class PotentialOutput(NamedTuple):
@@ -206,6 +209,23 @@ class E2FormerPotential(nn.Module):
         """The network's part of the atomic energies, never in half precision by autocast."""
         scalars = x[:, 0].to(next(self.energy_head.parameters()).dtype)
         return self.energy_head(scalars).squeeze(-1)
+
+    def compile_for_inference(self, *, spare_edges: float = 0.2) -> InferencePotential:
+        r"""Returns the fast path for many evaluations, as simulations make them: a function of the
+        same arguments with the same results, without autograd. It has the weights as they are now.
+
+        .. code-block:: python
+
+            evaluate = potential.cuda().compile_for_inference()
+            out = evaluate(z, pos, edge_index=edge_index, edge_shift=edge_shift)
+
+        Args:
+            spare_edges (float, optional): Room for further edges in a CUDA graph, as a share of
+                those present. (default: :obj:`0.2`)
+        """
+        from .inference import InferencePotential
+
+        return InferencePotential(self, spare_edges=spare_edges)
 
     def save(self, path: str | Path) -> None:
         r"""Saves weights and configuration to one safetensors file.

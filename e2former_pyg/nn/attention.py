@@ -436,6 +436,8 @@ class E2FormerAttention(EquivariantMessagePassing):
             edge_bias=edge_bias,
             dropout=0.0 if seed is None else self.dropout,
             seed=seed,
+            # Weights that are learned keep them for their gradient.
+            keep_rows=self.mix.weight[0].requires_grad,
             algorithm=self.algorithm,
             backend=self.backend,
         )

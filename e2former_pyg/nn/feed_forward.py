@@ -2,61 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ..precision import autograd_without_autocast
-from ..so3 import degree_index
+from ..functional.gate import gate
 from .linear import DegreeLinear
-
-
-def _degree_sum(x: Tensor, degree: Tensor, like: Tensor) -> Tensor:
-    """Sums the rows of each degree."""
-    return torch.zeros_like(like).index_add_(1, degree, x)
-
-
-@autograd_without_autocast
-class _Gate(torch.autograd.Function):
-    """``x[row] sigmoid(gates[degree of row])``, twice differentiable by hand: autograd's own second
-    derivative takes several times as many operations.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gates: Tensor, degree: Tensor) -> Tensor:
-        ctx.save_for_backward(x, gates, degree)
-        return x * gates.sigmoid().index_select(1, degree)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_GateBackward.apply(grad, *ctx.saved_tensors), None)
-
-
-@autograd_without_autocast
-class _GateBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, grad: Tensor, x: Tensor, gates: Tensor, degree: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(grad, x, gates, degree)
-        gate = gates.sigmoid()
-        sums = _degree_sum(grad * x, degree, gates)
-        return grad * gate.index_select(1, degree), sums * (gate * (1 - gate))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, h_x: Tensor, h_gates: Tensor) -> tuple[Tensor | None, ...]:
-        grad, x, gates, degree = ctx.saved_tensors
-        gate = gates.sigmoid()
-        slope = gate * (1 - gate)
-        turned = (h_gates * slope).index_select(1, degree)
-        grad_grad = torch.addcmul(h_x * gate.index_select(1, degree), x, turned)
-        grad_gates = _degree_sum(grad * h_x, degree, gates) * slope
-        bend = slope * (1 - 2 * gate) * h_gates
-        grad_gates.addcmul_(_degree_sum(grad * x, degree, gates), bend)
-        return grad_grad, grad * turned, grad_gates, None
 
 
 class GatedFeedForward(nn.Module):
@@ -99,10 +48,7 @@ class GatedFeedForward(nn.Module):
         hidden = self.expand(x)
         if self.gate is None:
             return self.contract(nn.functional.silu(hidden))
-        # SiLU(h) = sigmoid(h) h, so that scalars are gated by themselves.
-        gates = self.gate(x[:, 0]).view(-1, self.lmax, self.hidden_channels)
-        gates = torch.cat([hidden[:, :1], gates], dim=1)
-        return self.contract(_Gate.apply(hidden, gates, degree_index(self.lmax, x.device)))
+        return self.contract(gate(hidden, self.gate(x[:, 0])))
 
     def __repr__(self) -> str:
         return (

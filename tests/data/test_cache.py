@@ -70,7 +70,7 @@ def test_other_settings_and_sources_are_processed_anew(molecule, write_npz, tmp_
 def test_damaged_processed_file(molecule, write_npz, tmp_path):
     path, root = write_npz(molecule), tmp_path / "root"
     processed = Path(NPZDataset(path, root).processed_paths[0])
-    for content in (processed.read_bytes()[:-500], b"", b"what is this"):
+    for content in (processed.read_bytes()[:-500], b"", b"what is this", b"half of it"):
         processed.write_bytes(content)
         with pytest.raises(DamagedDataError, match=rf"{processed.name}': .*force_reload=True"):
             NPZDataset(path, root)

@@ -213,7 +213,7 @@ def test_missing_array(molecule, write_npz, name):
 
 
 def test_wrong_dimensions(molecule, write_npz):
-    molecule["energy"] = molecule["energy"][:, None]
+    molecule["energy"] = np.stack(2 * [molecule["energy"]], axis=1)
     with pytest.raises(DamagedDataError, match=r"`energy` must have 1 dimensions, found shape \["):
         NPZDataset(write_npz(molecule))
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from e2former_pyg.functional.degree_products import degree_products, degree_products_torch
+from e2former_pyg.functional.gate import gate, gate_torch
+from e2former_pyg.functional.node_norm import normalize, normalize_torch
 from e2former_pyg.radial import RadialSplines
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
@@ -97,8 +99,93 @@ def test_polynomials(device, dtype, shape):
     compare(found, expected, limit)
 
 
+def second_order(function, *inputs):
+    """The value, first derivatives, and those of a random combination of them by everything."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(like):
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    out = function(*inputs)
+    weight = random(out).requires_grad_()
+    first = torch.autograd.grad(out, inputs, weight, create_graph=True, materialize_grads=True)
+    cotangents = [random(grad) for grad in first]
+    return [out, *first, *torch.autograd.grad(first, (*inputs, weight), cotangents)]
+
+
+LIMITS = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 1e-2}
+shapes = pytest.mark.parametrize(
+    "shape", [(5, 9, 6), (7, 1, 3), (9, 4, 130), (3, 49, 20), (0, 4, 2)], ids=str
+)
+
+
+@devices
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@shapes
+def test_normalize(device, dtype, shape):
+    from e2former_pyg.functional.triton_norm import normalize as fused
+
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    x[:1] *= 1e-3  # where eps is most of the norm
+    strided = x.transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
+    exact = x.double().requires_grad_()
+    found = second_order(lambda x: fused(x, 1e-5), strided)
+    expected = second_order(lambda x: normalize_torch(x, 1e-5), exact)
+    assert {value.dtype for value in found} == {dtype}
+    compare(found, expected, LIMITS[dtype])
+
+
+@devices
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@shapes
+def test_gate(device, dtype, shape):
+    from e2former_pyg.functional.triton_gate import gate as fused
+
+    nodes, rows, channels = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(device, dtype)
+    gates = torch.randn(nodes, (round(rows**0.5) - 1) * channels, generator=generator)
+    gates = 3 * gates.to(device, dtype)
+    strided = x.transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
+    found = second_order(fused, strided, gates.requires_grad_())
+    exact = (tensor.detach().double().requires_grad_() for tensor in (x, gates))
+    expected = second_order(gate_torch, *exact)
+    assert {value.dtype for value in found} == {dtype}
+    compare(found, expected, LIMITS[dtype])
+
+
+@devices
+def test_gates_far_from_zero(device):
+    """Neither overflow nor NaN where the sigmoid is 0 or 1."""
+    from e2former_pyg.functional.triton_gate import gate as fused
+
+    x = torch.tensor([-1e4, -100.0, 100.0, 1e4], device=device).expand(1, 4, 4)
+    found = second_order(fused, x.clone().requires_grad_(), x[:, 1].clone().requires_grad_())
+    expected = second_order(
+        gate_torch, x.double().requires_grad_(), x[:, 1].double().requires_grad_()
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-30)
+
+
+@devices
+def test_third_derivatives_are_refused(device):
+    from e2former_pyg.functional.triton_gate import gate as fused_gate
+    from e2former_pyg.functional.triton_norm import normalize as fused_normalize
+
+    x = torch.randn(2, 4, 3, device=device, requires_grad=True)
+    gates = torch.randn(2, 3, device=device, requires_grad=True)
+    for out in (fused_normalize(x, 1e-5), fused_gate(x, gates)):
+        (first,) = torch.autograd.grad(out.pow(2).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.pow(2).sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match="second order"):
+            torch.autograd.grad(second.sum(), x)
+
+
 @interpreted
 def test_operators_are_registered_properly():
+    import e2former_pyg.functional.triton_gate
+    import e2former_pyg.functional.triton_norm
     import e2former_pyg.functional.triton_polynomials
     import e2former_pyg.functional.triton_products  # noqa: F401
 
@@ -111,6 +198,10 @@ def test_operators_are_registered_properly():
         (ops.degree_products, (x,)),
         (ops.degree_products_sum, (x, y)),
         (ops.degree_products_spread, (sums, x)),
+        (ops.normalize, (x, 1e-5)),
+        (ops.normalize_backward, (x, y, 1e-5)),
+        (ops.gate, (x, sums[:, :6])),
+        (ops.gate_backward, (x, sums[:, :6], y)),
         (ops.cell_polynomials, (coefficients, 2, torch.float64)),
         (ops.cell_polynomials_transposed, (polynomials, torch.float32)),
     ):
@@ -121,3 +212,5 @@ def test_operators_are_registered_properly():
 def test_cuda_tensors_take_the_kernel():
     x = torch.randn(5, 4, 6, device="cuda", requires_grad=True)
     assert "degree_products" in type(degree_products(x).grad_fn).__name__
+    assert "normalize" in type(normalize(x, 1e-5).grad_fn).__name__
+    assert "gate" in type(gate(x, x[:, 0]).grad_fn).__name__

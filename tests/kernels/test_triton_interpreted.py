@@ -72,6 +72,19 @@ def test_derivatives(reference, twin, options):
     assert not twin.differences(found, expected, EXACT)
 
 
+def test_rows_that_are_computed_again(reference, twin, monkeypatch):
+    from e2former_pyg.functional import triton_backend
+
+    monkeypatch.setattr(triton_backend, "_LARGE", 0)
+    case = make_case(reference, orders=(0, 1))
+    found = twin.derivatives(case, "triton", keep_rows=False)
+    assert not twin.differences(found, twin.derivatives(case, "torch"), EXACT)
+    case, _ = case.leaves()
+    nodes = [case.run(backend="triton", keep_rows=keep).grad_fn for keep in (True, False)]
+    saved = [sum(t is not None for t in node.saved_tensors) for node in nodes]
+    assert saved[1] == saved[0] - 1
+
+
 def test_dropout(reference, twin):
     case = make_case(reference, groups=2, orders=(0,))
     options = {"dropout": 0.4, "seed": torch.tensor(7)}

@@ -1,0 +1,233 @@
+"""Potentials for many evaluations, as simulations make them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric import EdgeIndex
+from torch_geometric.data import Data
+
+from ..cuda_graphs import Captured
+from ..graph import CSRNeighborhood, as_cell
+from ..graph.padded import PaddedNeighborhood
+from ..nn.message_passing import EquivariantMessagePassing
+from ..radial import MAX_ATOMIC_NUMBER, RadialNetwork, RadialSplines
+from .graphs import GraphInput, as_input, check_atoms, sorted_edges
+from .potential import E2FormerPotential, PotentialOutput
+
+# Atoms from which on launches no longer take longer than what they launch, so that graphs, which
+# hold on to their memory, gain nothing.
+MAX_CAPTURED_ATOMS = 32768
+# Graphs that are kept: those of the last systems that had one.
+MAX_GRAPHS = 8
+
+
+class InferencePotential:
+    r"""An :class:`E2FormerPotential` for many evaluations with the weights as they are, made by
+    :meth:`E2FormerPotential.compile_for_inference`. It is called in the same way, and gives the
+    same energies, forces and stresses, which have no autograd graph.
+
+    On a GPU, systems of up to :obj:`32768` atoms run as CUDA graphs, which replace hundreds of
+    launches by one. A graph is captured at the second call with a number of atoms and graphs; it
+    serves any positions, elements and edges, and is captured anew when there are more edges than
+    it has room for. It keeps the memory that an evaluation needs; the last eight are kept.
+
+    Neighbours are searched in each call without :obj:`edge_index`, which takes longer than the
+    rest in small systems. Simulations should give edges that reach somewhat beyond the cutoff, and
+    the same tensors until an atom has moved too far: what is derived from them is kept as well.
+
+    Args:
+        potential (E2FormerPotential): The potential. It is copied.
+        spare_edges (float, optional): Room for further edges in a CUDA graph, as a share of those
+            present. (default: :obj:`0.2`)
+    """
+
+    def __init__(self, potential: E2FormerPotential, *, spare_edges: float = 0.2) -> None:
+        if not spare_edges >= 0:
+            raise ValueError(f"`spare_edges` must not be negative, got {spare_edges}")
+        self.potential = copy.deepcopy(potential).eval().requires_grad_(False)
+        self.spare_edges = spare_edges
+        self._networks = {
+            layer: layer.radial
+            for layer in self.potential.modules()
+            if isinstance(layer, EquivariantMessagePassing)
+        }
+        self._elements: frozenset[int] = frozenset()
+        self._captured: dict[tuple[Any, ...], _Replay | None] = {}
+        self._checked = _Remembered()
+        self._edges = _Remembered()
+
+    @property
+    def cutoff(self) -> float:
+        """The cutoff in Å."""
+        return self.potential.cutoff
+
+    def __call__(
+        self,
+        data: Data | Tensor | None = None,
+        pos: Tensor | None = None,
+        batch: Tensor | None = None,
+        **others: Any,
+    ) -> PotentialOutput:
+        r"""Evaluates the potential; arguments are those of :meth:`E2FormerPotential.forward`."""
+        inputs = as_input(data, pos, batch, self.cutoff, **others)
+        with torch.inference_mode(False), torch.no_grad():
+            # Tensors made in inference mode can never enter autograd; copies made outside can.
+            own = (
+                value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+                for value in inputs
+            )
+            return self._evaluate(GraphInput._make(own))
+
+    def _evaluate(self, inputs: GraphInput) -> PotentialOutput:
+        check_atoms(inputs.z, inputs.pos, inputs.batch, inputs.batch_size)
+        if not self._checked.holds(inputs.z):
+            self._learn_elements(inputs.z)
+            self._checked.store(None, inputs.z)
+        graph, num_graphs = inputs.graph_of_atom()
+        key = inputs.edge_index, inputs.edge_shift
+        if inputs.edge_index is None or not self._edges.holds(*key):
+            edges, shift = sorted_edges(inputs, self.cutoff, num_graphs)
+            self._edges.store((edges, shift), *key)
+        edges, shift = self._edges.value
+        inputs = inputs._replace(
+            batch=graph, batch_size=num_graphs, edge_index=edges, edge_shift=shift
+        )
+        if not inputs.pos.is_cuda or len(inputs.z) > MAX_CAPTURED_ATOMS:
+            return self.potential._evaluate(inputs, differentiable=False)
+        return self._replay(inputs, num_graphs)
+
+    def _learn_elements(self, z: Tensor) -> None:
+        """Makes splines of the pairs of all elements seen so far."""
+        present = frozenset(z.unique().tolist())
+        if present <= self._elements:
+            return
+        elements = torch.tensor(sorted(present | self._elements), device=z.device)
+        for layer, network in self._networks.items():
+            layer.radial = _FixedRadial(network, elements)  # type: ignore[assignment]
+        self._elements |= present
+        self._captured.clear()
+
+    def _replay(self, inputs: GraphInput, num_graphs: int) -> PotentialOutput:
+        size = (inputs.z.size(0), inputs.z.size(0))
+        assert inputs.edge_index is not None
+        neighborhood = CSRNeighborhood.from_edge_index(inputs.edge_index, size)
+        if self.potential.stress:
+            cell, pbc = as_cell(
+                inputs.cell, inputs.pbc, num_graphs, inputs.pos.dtype, inputs.pos.device
+            )
+            inputs = inputs._replace(cell=cell, pbc=pbc)
+        else:  # where edges and offsets are given, only the stress needs them
+            inputs = inputs._replace(cell=None, pbc=None)
+        shapes = (
+            (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
+            for value in inputs._replace(edge_index=None, edge_shift=None)
+        )
+        key = (*shapes, inputs.edge_shift is None)
+        if key not in self._captured:
+            self._keep(key, None)
+            return self.potential._evaluate(inputs, differentiable=False)
+        captured = self._captured.pop(key)
+        if captured is None or captured.capacity < neighborhood.num_edges:
+            captured = None  # its memory goes first
+            capacity = int((1 + self.spare_edges) * neighborhood.num_edges) + 64
+            captured = _Replay(self.potential, inputs, neighborhood, capacity)
+        self._keep(key, captured)
+        return captured(inputs, neighborhood)
+
+    def _keep(self, key: tuple[Any, ...], captured: _Replay | None) -> None:
+        """Keeps a graph, or that a system of its kind was seen."""
+        self._captured[key] = captured
+        if len(self._captured) > MAX_GRAPHS:
+            del self._captured[next(iter(self._captured))]
+
+    def __repr__(self) -> str:
+        return f"{self.__class__.__name__}({self.potential})"
+
+
+class _FixedRadial(nn.Module):
+    """What a radial network gives for some elements."""
+
+    def __init__(self, network: RadialNetwork, elements: Tensor) -> None:
+        super().__init__()
+        splines = network(elements, elements)
+        self.num_radial = network.num_radial
+        self.cutoff = network.cutoff
+        self.coefficients = splines.coefficients
+        self.types = elements.new_zeros(MAX_ATOMIC_NUMBER + 1)
+        self.types[elements] = splines.target_type
+
+    def forward(self, z_target: Tensor, z_source: Tensor) -> RadialSplines:
+        target = self.types[z_target]
+        source = target if z_source is z_target else self.types[z_source]
+        return RadialSplines(self.coefficients, target, source, self.cutoff)
+
+
+class _Remembered:
+    """Something made from tensors, for as long as the same ones come, unchanged."""
+
+    value: Any = None
+
+    def __init__(self) -> None:
+        self._tensors: tuple[Tensor | None, ...] | None = None
+        self._versions: tuple[int, ...] = ()
+
+    def holds(self, *tensors: Tensor | None) -> bool:
+        return (
+            self._tensors is not None
+            and all(one is other for one, other in zip(self._tensors, tensors, strict=True))
+            and self._versions == _versions(tensors)
+        )
+
+    def store(self, value: Any, *tensors: Tensor | None) -> None:
+        self.value = value
+        self._tensors = tensors
+        self._versions = _versions(tensors)
+
+
+def _versions(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
+    """Counts of changes, of which an ``EdgeIndex`` has two."""
+    both = (t.as_tensor() if isinstance(t, EdgeIndex) else None for t in tensors)
+    return tuple(-1 if tensor is None else tensor._version for tensor in (*tensors, *both))
+
+
+class _Replay:
+    """A CUDA graph of one evaluation."""
+
+    def __init__(
+        self,
+        potential: E2FormerPotential,
+        inputs: GraphInput,
+        neighborhood: CSRNeighborhood,
+        capacity: int,
+    ) -> None:
+        device = inputs.pos.device
+        self.capacity = capacity
+        self._edges = PaddedNeighborhood(len(inputs.z), capacity, inputs.edge_shift, device)
+        # What the graph reads.
+        self._inputs = GraphInput._make(
+            value.clone() if isinstance(value, Tensor) else value
+            for value in inputs._replace(edge_index=None, edge_shift=None)
+        )
+        self._written = _Remembered()
+        self._write(inputs, neighborhood)
+        own = self._inputs._replace(
+            edge_index=self._edges.edge_index, edge_shift=self._edges.edge_shift
+        )
+        self._run = Captured(lambda: potential._evaluate(own, differentiable=False), device)
+
+    def _write(self, inputs: GraphInput, neighborhood: CSRNeighborhood) -> None:
+        for mine, theirs in zip(self._inputs, inputs, strict=True):
+            if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+                mine.copy_(theirs)
+        given = inputs.edge_index, inputs.edge_shift
+        if not self._written.holds(*given):
+            self._edges.update(neighborhood, inputs.edge_shift, inputs.pos)
+            self._written.store(None, *given)
+
+    def __call__(self, inputs: GraphInput, neighborhood: CSRNeighborhood) -> PotentialOutput:
+        self._write(inputs, neighborhood)
+        return PotentialOutput._make(None if out is None else out.clone() for out in self._run())
