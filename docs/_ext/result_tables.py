@@ -19,6 +19,12 @@ OPERATIONS = {
     "attention layer": "layer/forward/float32/edge-tensors",
     "attention layer with backward": "layer/forward+backward/float32/edge-tensors",
 }
+TRAINING = {
+    "train/20 ethanol": "20 ethanol molecules, 3 layers, 64 channels",
+    "train/64 aspirin": "64 aspirin molecules, the same model",
+    "train/5000 atoms": "5,000 atoms, 4 layers, 128 channels",
+}
+PASSES = {"forward": "forward", "forward+backward": "backward", "energy+forces": "forces"}
 
 
 def _cases(records: list[Record]) -> dict[str, Record]:
@@ -106,7 +112,10 @@ def _by_method(rows: list[Record], methods: list[str], cell: Callable[[Record], 
     best = rows[0]["fastest"]
     cells = []
     for method in methods:
-        text = cell(found[method]) if method in found else "not run"
+        if method not in found:
+            text = "not run"
+        else:  # no time: it did not fit into the memory of the card
+            text = cell(found[method]) if found[method]["ms"] else "out of memory"
         cells.append(f"**{text}**" if method == best else text)
     return cells
 
@@ -135,23 +144,85 @@ def products_gpu(load: Load) -> Content:
     return _products(load, "wigner6j_h100")
 
 
-def convolutions(load: Load) -> Content:
+def _convolutions(load: Load, name: str) -> Content:
     methods = ["direct", "factorized", "e3nn on edges"]
     groups: dict[tuple[int, str, str], list[Record]] = {}
-    for row in load("wigner6j_cpu"):
+    for row in load(name):
         if row["case"].startswith("convolution/"):
             key = row["lmax"], ", ".join(map(str, row["orders"])), row["pass"]
             groups.setdefault(key, []).append(row)
     names = {"forward": "forward", "forward+backward": "with backward"}
 
     def cell(row: Record) -> str:
-        return f"{row['ms']:.1f} ms, {row['peak_mib']:.0f} MiB"
+        return f"{row['ms']:.1f} ms, {row['peak_mib']:,.0f} MiB"
 
     rows = [
         [str(lmax), orders, names[which], *_by_method(group, methods, cell)]
         for (lmax, orders, which), group in groups.items()
     ]
     return ["lmax", "orders", "pass", *methods], rows
+
+
+def convolutions_cpu(load: Load) -> Content:
+    return _convolutions(load, "wigner6j_cpu")
+
+
+def convolutions_gpu(load: Load) -> Content:
+    return _convolutions(load, "wigner6j_h100")
+
+
+def potentials(load: Load) -> Content:
+    header = ["atoms", "energy and forces (ms)", "one by one", "PyTorch backend", "MiB"]
+    rows = []
+    for row in load("model_h100"):
+        if row["case"].startswith("evaluate/"):
+            slow = f"{row['baseline_ms']:.0f}" if row.get("baseline_ms") else "–"
+            times = f"{row['ours_ms']:.1f}", f"{row['eager_ms']:.0f}", slow
+            memory, search = f"{row['peak_mib']:,.0f}", f"{row['search_ms']:.0f}"
+            rows.append([f"{row['atoms']:,}", *times, memory, search])
+    return [*header, "search for neighbours (ms)"], rows
+
+
+def training_steps(load: Load) -> Content:
+    header = ["", "CUDA graph (ms)", "autograd", "PyTorch backend", "MiB", "PyTorch backend"]
+    rows = []
+    for row in load("model_h100"):
+        if row["case"].startswith("train/"):
+            times = f"{row['ours_ms']:.1f}", f"{row['eager_ms']:.0f}", f"{row['baseline_ms']:.0f}"
+            memory = f"{row['peak_mib']:,.0f}", f"{row['baseline_peak_mib']:,.0f}"
+            rows.append([TRAINING[row["case"]], *times, *memory])
+    return header, rows
+
+
+def peers(load: Load) -> Content:
+    header = ["beside", "pass", "atoms", "their ms", "ours", "ratio", "their MiB", "ours"]
+    rows = []
+    for row in load("peers_h100"):
+        if row.get("peer") and row["right"] and row.get("peer_ms"):
+            ratio = row["peer_ms"] / row["ours_ms"]
+            times = f"{row['peer_ms']:.1f}", f"{row['ours_ms']:.2f}"
+            memory = f"{row['peer_peak_mib']:,.0f}", f"{row['ours_peak_mib']:,.0f}"
+            what = f"{row['peer_what']} ({row['version'].split(',')[0]})"
+            if "paths" in row:
+                what = f"{what}, {row['paths']} paths"
+            which = PASSES[row["pass"]]
+            number = f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
+            rows.append([what, which, f"{row['atoms']:,}", *times, number, *memory])
+    return header, rows
+
+
+def data_reading(load: Load) -> Content:
+    names = {"spice": "SPICEDataset", "aselmdb": "OMol25Dataset", "npz": "NPZDataset"}
+    rows = []
+    for row in load("data_reading_cpu"):
+        _, kind, name = row["case"].split("/")
+        if kind == "read":
+            rate = f"{row['records_per_cpu_second']:,.0f}"
+            memory = f"{row['file_mib']:.0f}", f"{row['peak_rss_growth_mib']:.0f}"
+            count, opening = f"{row['records']:,}", f"{row['open_seconds']:.1f}"
+            rows.append([names[name], count, rate, opening, *memory])
+    header = ["", "records", "read in a second of CPU", "s to open", "MiB in the file", "in memory"]
+    return header, rows
 
 
 def ethanol(load: Load) -> Content:
@@ -177,6 +248,11 @@ TABLES: dict[str, Callable[[Load], Content]] = {
     "radius-graph": radius_graph,
     "products-cpu": products_cpu,
     "products-gpu": products_gpu,
-    "convolutions": convolutions,
+    "convolutions-cpu": convolutions_cpu,
+    "convolutions-gpu": convolutions_gpu,
+    "potentials": potentials,
+    "training-steps": training_steps,
+    "peers": peers,
+    "data-reading": data_reading,
     "ethanol": ethanol,
 }

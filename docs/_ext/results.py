@@ -10,6 +10,7 @@ and the values come from the committed files. A file, case or key that is missin
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ NO_NUMBER = ("–", "not run", "out of memory")
 
 def is_number(cell: str) -> bool:
     """Whether a cell of a table holds a number, or says why there is none."""
-    return cell[0].isdigit() or cell.startswith("**") or cell in NO_NUMBER
+    return bool(re.match(r"(\*\*)?\d[\d.,]*($|\*\*| m|, )", cell)) or cell in NO_NUMBER
 
 
 class ResultRole(SphinxRole):
