@@ -120,3 +120,21 @@ def test_speedups_in_the_changelog() -> None:
     assert f"the convolution {conv[0]} and {conv[1]} times" in text
     layer = [f"{ratio[f'layer/{which}/float32']:.1f}" for which in ("forward", "forward+backward")]
     assert f"{layer[0]} times as fast as TransformerConv, {layer[1]} times with backward" in text
+
+
+def test_times_of_models_in_the_changelog() -> None:
+    runs = {
+        run["case"]: run
+        for run in json.loads((ROOT / "benchmarks/results/model_h100.json").read_text())
+    }
+    text = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
+    sizes = (100, 1024, 10240, 102400)
+    times = [float(f"{runs[f'evaluate/{size}']['ours_ms']:.2g}") for size in sizes]
+    first, rest = [f"{time:g}" for time in times], [f"{size:,}" for size in sizes]
+    found = (
+        f"{', '.join(first[:3])} and {first[3]} ms for {', '.join(rest[:3])} and {rest[3]} atoms"
+    )
+    assert found in text
+    step = runs["train/20 ethanol"]
+    ours, eager = f"{step['ours_ms']:.1f}", f"{step['eager_ms']:.0f}"
+    assert f"20 ethanol molecules takes {ours} ms on an H100, with autograd {eager} ms" in text

@@ -58,7 +58,8 @@ class Table(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         header, rows = TABLES[self.arguments[0]](load)
-        lines = [f".. list-table:: {self.options.get('caption', '')}", "   :header-rows: 1", ""]
+        lines = [f".. list-table:: {self.options.get('caption', '')}", "   :header-rows: 1"]
+        lines += ["   :class: wide", ""] if len(header) > 7 else [""]
         for row in [header, *rows]:
             lines += [f"   {'* -' if n == 0 else '  -'} {cell}" for n, cell in enumerate(row)]
         container = nodes.Element()
