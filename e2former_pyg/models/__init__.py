@@ -4,7 +4,7 @@ from .e2former import E2Former
 from .inference import InferencePotential
 from .potential import E2FormerPotential, PotentialOutput
 from .property import E2FormerProperty
-from .references import ElementReferences
+from .references import ElementReferences, ReferenceFit
 
 __all__ = [
     "E2Former",
@@ -13,4 +13,5 @@ __all__ = [
     "ElementReferences",
     "InferencePotential",
     "PotentialOutput",
+    "ReferenceFit",
 ]

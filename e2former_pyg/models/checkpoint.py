@@ -20,6 +20,12 @@ FORMAT_VERSION = 1
 Model = TypeVar("Model", bound=nn.Module)
 
 
+def config_text(config: dict[str, Any]) -> str:
+    """A configuration as JSON."""
+    # Settings may be numbers of NumPy or scalar tensors, which know their plain value.
+    return json.dumps(config, default=lambda value: value.item())
+
+
 def save_checkpoint(
     path: str | Path, model: nn.Module, backbone: nn.Module, config: dict[str, Any]
 ) -> None:
@@ -38,8 +44,7 @@ def save_checkpoint(
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "class": type(model).__name__,
-        # Settings may be numbers of NumPy or scalar tensors, which know their plain value.
-        "config": json.dumps(settings, default=lambda value: value.item()),
+        "config": config_text(settings),
     }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     tensors = {
@@ -87,6 +92,13 @@ def load_checkpoint(path: str | Path, cls: type[Model], device: torch.device | s
     name, config, state = read_checkpoint(path)
     if name != cls.__name__:
         raise ValueError(f"`path` holds a {name}, expected a {cls.__name__}: {path}")
+    return build_model(cls, config, state, path).to(device).eval()
+
+
+def build_model(
+    cls: type[Model], config: dict[str, Any], state: dict[str, Tensor], path: str | Path
+) -> Model:
+    """Builds a ``cls`` from its configuration and the weights that were found at ``path``."""
     try:
         model = cls(**config)
         # The dtype of the parameters is the model's; references stay in float64 anyway.
@@ -97,4 +109,4 @@ def load_checkpoint(path: str | Path, cls: type[Model], device: torch.device | s
         model.load_state_dict(state)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"`path` has weights that do not fit its configuration: {path}") from error
-    return model.to(device).eval()
+    return model

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..functional.degree_linear import add_to_scalars
 from ..functional.paths import as_orders
@@ -28,6 +30,9 @@ class E2Former(nn.Module):
     The element's own embedding :math:`t_{z_i}` keeps a lone atom from being a zero vector. The
     initial features of all degrees come from the same on-the-fly operation as the rest, so
     that no edge features are stored.
+
+    With the attribute :obj:`activation_checkpointing` set to :obj:`True`, training keeps nothing
+    of the inside of a block and computes it again in the backward pass.
 
     Args:
         hidden_channels (int, optional): Channels :math:`C` of each row. (default: :obj:`128`)
@@ -167,6 +172,7 @@ class E2Former(nn.Module):
             for _ in range(num_layers)
         )
         self.norm = RMSNorm(hidden_channels, lmax)
+        self.activation_checkpointing = False
 
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module."""
@@ -226,7 +232,10 @@ class E2Former(nn.Module):
             x = add_to_scalars(x, scalars)
             for block in self.blocks:
                 # Given, not only entered: a checkpointed block runs again outside.
-                x = block(x, pos, edges, z, shift, strain=strain, batch=graph, geometry=geometry)
+                run: Callable = block
+                if self.activation_checkpointing and self.training:
+                    run = partial(checkpoint, block, use_reentrant=False)
+                x = run(x, pos, edges, z, shift, strain=strain, batch=graph, geometry=geometry)
         return self.norm(x)
 
     def __repr__(self) -> str:

@@ -126,7 +126,7 @@ class InferencePotential:
             (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
             for value in inputs._replace(edge_index=None, edge_shift=None)
         )
-        key = (*shapes, inputs.edge_shift is None)
+        key = (*shapes, self.potential.stress, self.potential.forces)
         if key not in self._captured:
             self._keep(key, None)
             return self.potential._evaluate(inputs, differentiable=False)
@@ -206,7 +206,7 @@ class _Replay:
     ) -> None:
         device = inputs.pos.device
         self.capacity = capacity
-        self._edges = PaddedNeighborhood(len(inputs.z), capacity, inputs.edge_shift, device)
+        self._edges = PaddedNeighborhood(len(inputs.z), capacity, inputs.pos.dtype, device)
         # What the graph reads.
         self._inputs = GraphInput._make(
             value.clone() if isinstance(value, Tensor) else value

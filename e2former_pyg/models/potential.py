@@ -90,6 +90,11 @@ class E2FormerPotential(nn.Module):
             self.force_head = nn.Linear(channels, 1, bias=False)
         self.references = ElementReferences()
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make such a model, those of the backbone among them."""
+        return {"forces": self.forces, "stress": self.stress, **self.backbone.config}
+
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module."""
         self.backbone.reset_parameters()
@@ -237,8 +242,7 @@ class E2FormerPotential(nn.Module):
             TypeError: If the backbone is no plain :class:`E2Former`, whose configuration is
                 not known.
         """
-        config = {"forces": self.forces, "stress": self.stress}
-        save_checkpoint(path, self, self.backbone, config)
+        save_checkpoint(path, self, self.backbone, self.config)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> E2FormerPotential:

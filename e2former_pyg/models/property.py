@@ -91,6 +91,11 @@ class E2FormerProperty(nn.Module):
         self.register_buffer("mean", torch.zeros(irreps.dim))
         self.register_buffer("scale", torch.ones(irreps.dim))
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make such a model, those of the backbone among them."""
+        return {"out": self.out, "reduce": self.reduce, **self.backbone.config}
+
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module."""
         self.backbone.reset_parameters()
@@ -174,8 +179,7 @@ class E2FormerProperty(nn.Module):
 
     def save(self, path: str | Path) -> None:
         r"""Saves weights and configuration; see :meth:`E2FormerPotential.save`."""
-        config = {"out": self.out, "reduce": self.reduce}
-        save_checkpoint(path, self, self.backbone, config)
+        save_checkpoint(path, self, self.backbone, self.config)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> E2FormerProperty:

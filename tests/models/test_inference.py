@@ -168,14 +168,20 @@ def test_padded_edges_are_no_edges(lab):
     layer = E2FormerAttention(4, 4, 1, heads=2, cutoff=3.5, backend="triton").double()
     z, pos = lab.molecule(4)
     x = torch.randn(4, 4, 4, dtype=torch.float64)
-    padded = PaddedNeighborhood(4, 20, pos, pos.device)
-    for scale in (1.0, 1.6):
+    padded = PaddedNeighborhood(4, 20, pos.dtype, pos.device)
+    for scale in (1.6, 1.0, 1.6):
         place = (scale * pos).requires_grad_()
         edge_index, shift = radius_graph(place.detach(), 3.5, cell=8.0 * torch.eye(3).double())
         assert 0 < edge_index.size(1) < 20
         padded.update(CSRNeighborhood.from_edge_index(edge_index, 4), shift, pos)
         out = layer(x, place, padded.edge_index, z, padded.edge_shift)
         expected = layer(x, place, edge_index, z, shift)
+        # Whoever looks at the edges themselves finds the same within the cutoff.
+        source, target = padded.edge_index.as_tensor()
+        vectors = place[target] - place[source] - padded.edge_shift
+        count = int((vectors.norm(dim=1) < 3.5).sum())
+        assert count == edge_index.size(1)
+        assert torch.equal(torch.stack([source, target])[:, :count], edge_index)
         grads = (torch.autograd.grad(y.square().sum(), place)[0] for y in (out, expected))
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
         torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
