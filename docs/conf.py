@@ -6,6 +6,9 @@ import warnings
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+import e2former_pyg.models
+import e2former_pyg.nn  # noqa: F401
+
 DOCS = Path(__file__).resolve().parent
 # The extension that reads benchmarks/results, and the scripts that lessons import.
 sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent / "examples")]
@@ -57,8 +60,11 @@ torch.manual_seed(0)
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:obj", r".*"),
-    (r"py:.*", r"(torch|torch_geometric|e3nn|ase|numpy|np|nn|abc|collections|pathlib)\b.*"),
-    (r"py:.*", r"(Data|EdgeIndex|SparseTensor|Tensor)\b.*"),
+    (
+        r"py:.*",
+        r"(torch|torch_geometric|torch_sim|lightning|e3nn|ase|numpy|np|nn|abc|collections|pathlib)\b.*",
+    ),
+    (r"py:.*", r"(Data|Dataset|EdgeIndex|SparseTensor|Tensor)\b.*"),
     (r"py:class", r"e2former_pyg\.functional\.sharing\.SharedGeometry"),  # between our own modules
     (r"py:class", r"(optional|callable|any|int|float|str|bool|list|tuple|dict|set|object)\b.*"),
 ]
@@ -81,8 +87,21 @@ def show_public_bases(app, name, obj, options, bases):
             bases[n : n + 1] = base.__bases__
 
 
+def resolve_short_names(app, env, node, contnode):
+    """What the package itself has is documented in its modules `nn` and `models`."""
+    names = node.get("reftarget", "").removeprefix(f"{project}.").split(".")
+    for module in ("nn", "models"):
+        if names[0] in sys.modules[f"{project}.{module}"].__all__:
+            target = ".".join((project, module, *names))
+            kind, page = node["reftype"], node["refdoc"]
+            domain = env.get_domain("py")
+            return domain.resolve_xref(env, page, app.builder, kind, target, node, contnode)
+    return None
+
+
 def setup(app):
     app.connect("autodoc-process-bases", show_public_bases)
+    app.connect("missing-reference", resolve_short_names)
 
 
 intersphinx_mapping = {
