@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 .NOTPARALLEL:
 
 help:
-	@echo "make quickstart  train a small potential on real molecules (minutes on a CPU)"
+	@echo "make quickstart  train a small potential on real molecules and run it (minutes on a CPU)"
 	@echo "make test        run the test suite"
 	@echo "make lint        ruff and mypy"
 	@echo "make format      apply ruff's fixes and formatting"
@@ -19,6 +19,7 @@ help:
 
 quickstart: $(VENV)/.installed-examples
 	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/md_ethanol.py
 
 # One thread a worker: the workers share the cores.
 test: $(VENV)/.installed-test

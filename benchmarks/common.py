@@ -81,16 +81,18 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, records: Sequence[dict[str, Any]]) -> Path:
+def write_result(name: str, records: Sequence[dict[str, Any]], folder: Path | None = None) -> Path:
     r"""Writes :obj:`results/<name>.json`, a list of records, and returns its path.
 
     Args:
         name (str): The name of the file, without its ending.
         records (list of dict): The numbers, as JSON takes them. Records without an
             :obj:`environment` get the present one.
+        folder (Path, optional): Where to write instead.
     """
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder = RESULTS if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     here = environment()
     complete = [{**record, "environment": record.get("environment", here)} for record in records]
     path.write_text(json.dumps(complete, indent=1, allow_nan=False) + "\n")

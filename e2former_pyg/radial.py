@@ -49,7 +49,7 @@ def _cached_element_list(elements: tuple[int, ...], device: torch.device) -> Ten
     return build_constant(lambda: torch.tensor(elements, device=device))
 
 
-def envelope(length: Tensor, cutoff: float) -> Tensor:
+def envelope(length: Tensor, cutoff: float | Tensor) -> Tensor:
     r"""The smooth cutoff :math:`(1-x)^3 (1+3x+6x^2)` with :math:`x = r/r_c`, zero for
     :math:`x \ge 1`.
 
@@ -58,7 +58,7 @@ def envelope(length: Tensor, cutoff: float) -> Tensor:
 
     Args:
         length (torch.Tensor): Distances :math:`r` in Å.
-        cutoff (float): The cutoff :math:`r_c` in Å.
+        cutoff (float or torch.Tensor): The cutoff :math:`r_c` in Å.
 
     Shapes:
         - **length:** :math:`(*)`

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -108,4 +109,60 @@ def error_plot(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         axes.set_xlim(left=0)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def energy_plot(
+    path: Path,
+    times: np.ndarray,
+    energies: Mapping[str, np.ndarray],
+    num_atoms: int,
+    title: str,
+) -> None:
+    """Draws potential, kinetic and total energy against time, and the total one by itself.
+
+    Args:
+        path: The image to write.
+        times: Times in ps.
+        energies: ``potential``, ``kinetic`` and ``total`` in eV.
+        num_atoms: Number of atoms.
+        title: What is run.
+    """
+    figure = Figure(figsize=(7.0, 5.0), layout="constrained")
+    figure.suptitle(title)
+    parts, total = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    scale = 1e3 / num_atoms
+    for (name, values), color in zip(energies.items(), COLORS, strict=False):
+        base = 0.0 if name == "kinetic" else energies["potential"].min()
+        parts.plot(times, scale * (values - base), label=name, color=color, linewidth=1)
+    parts.set_ylabel("meV/atom, lowest potential energy = 0")
+    parts.legend(frameon=False, ncols=3)
+    total.plot(times, scale * (energies["total"] - energies["total"].mean()), color=COLORS[2])
+    total.set_ylabel("total − mean (meV/atom)")
+    total.set_xlabel("time (ps)")
+    figure.savefig(path, dpi=150)
+
+
+def rdf_plot(
+    path: Path,
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    title: str,
+) -> None:
+    """Draws radial distribution functions.
+
+    Args:
+        path: The image to write.
+        curves: Distances in Å and values of each, by its name.
+        title: What they are of.
+    """
+    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    for name, (distances, values) in curves.items():
+        axes.plot(distances, values, label=name)
+    axes.axhline(1.0, color="black", linewidth=0.6, zorder=0)
+    axes.set_xlabel("distance (Å)")
+    axes.set_ylabel("g(r)")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
     figure.savefig(path, dpi=150)

@@ -208,8 +208,8 @@ def endless(loader: DataLoader) -> Iterator[Batch]:
         yield from loader
 
 
-def progress_bar(total: float, initial: float, description: str) -> tqdm:
-    """A progress bar in seconds; in a file it writes a line every ten."""
+def progress_bar(total: float, initial: float, description: str, unit: str = "s") -> tqdm:
+    """A progress bar, by default of seconds; in a file it writes a line every ten of them."""
     # Where the terminal does not know its size, this is 80 x 24, and tqdm alone draws nothing.
     size = shutil.get_terminal_size()
     return tqdm(
@@ -218,7 +218,8 @@ def progress_bar(total: float, initial: float, description: str) -> tqdm:
         desc=description,
         miniters=0,
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}",
+        unit=unit,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit}{postfix}",
         ncols=size.columns,
         nrows=size.lines,
     )

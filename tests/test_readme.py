@@ -12,13 +12,20 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8")
 
 
 def test_examples_are_found() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     assert "E2FormerAttention(" in BLOCKS[0]
     assert "E2FormerPotential(" in BLOCKS[1]
+    assert "E2FormerCalculator(" in BLOCKS[2]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.search(r"E2Former\w+", block)[0])
-def test_example_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("block", BLOCKS, ids=["layer", "potential", "simulation"])
+def test_example_runs(
+    block: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
     expected = re.findall(r"^print\(.*\)  # (.+)$", block, re.M)
     assert expected
     exec(compile(block, str(README), "exec"), {"__name__": "__main__"})

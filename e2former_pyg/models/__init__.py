@@ -5,6 +5,7 @@ from .inference import InferencePotential
 from .potential import E2FormerPotential, PotentialOutput
 from .property import E2FormerProperty
 from .references import ElementReferences, ReferenceFit
+from .repulsion import ZBLRepulsion
 
 __all__ = [
     "E2Former",
@@ -14,4 +15,5 @@ __all__ = [
     "InferencePotential",
     "PotentialOutput",
     "ReferenceFit",
+    "ZBLRepulsion",
 ]

@@ -14,8 +14,9 @@ from ..graph import as_cell, volume
 from ..precision import without_autocast
 from .checkpoint import load_checkpoint, save_checkpoint
 from .e2former import E2Former
-from .graphs import GraphInput, as_input, check_atoms, sum_over_graphs
+from .graphs import GraphInput, as_input, check_atoms, sorted_edges, sum_over_graphs
 from .references import ElementReferences
+from .repulsion import ZBLRepulsion
 
 if TYPE_CHECKING:
     from .inference import InferencePotential
@@ -51,6 +52,9 @@ class E2FormerPotential(nn.Module):
             (default: :obj:`"conservative"`)
         stress (bool, optional): If set to :obj:`True`, also returns the stress.
             (default: :obj:`False`)
+        repulsion (bool, optional): If set to :obj:`True`, nuclei repel each other at short
+            distances as in :class:`~e2former_pyg.models.ZBLRepulsion`, in training as well. Not
+            with direct forces. (default: :obj:`False`)
         **backbone_kwargs (optional): Arguments of :class:`E2Former`.
 
     Shapes:
@@ -66,6 +70,7 @@ class E2FormerPotential(nn.Module):
         *,
         forces: str | None = "conservative",
         stress: bool = False,
+        repulsion: bool = False,
         **backbone_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -89,11 +94,15 @@ class E2FormerPotential(nn.Module):
             self.force_gate = nn.Linear(channels, channels)
             self.force_head = nn.Linear(channels, 1, bias=False)
         self.references = ElementReferences()
+        if repulsion and forces == "direct":
+            raise ValueError("`repulsion` must be False with forces='direct', which ignore it")
+        self.repulsion = ZBLRepulsion(self.backbone.cutoff) if repulsion else None
 
     @property
     def config(self) -> dict[str, Any]:
         """The arguments that make such a model, those of the backbone among them."""
-        return {"forces": self.forces, "stress": self.stress, **self.backbone.config}
+        own = {"forces": self.forces, "stress": self.stress}
+        return {**own, "repulsion": self.repulsion is not None, **self.backbone.config}
 
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module."""
@@ -106,6 +115,15 @@ class E2FormerPotential(nn.Module):
     def cutoff(self) -> float:
         """The cutoff of the backbone in Å."""
         return self.backbone.cutoff
+
+    @property
+    def elements(self) -> list[int] | None:
+        """The atomic numbers that the references were fitted to or else, that the backbone was
+        made for; :obj:`None` where neither is known.
+        """
+        fitted = self.references.energies.nonzero().flatten().tolist()
+        fixed: Any = self.backbone.config["elements"]
+        return fitted or fixed
 
     def fit_references(
         self, z: Tensor, energy: Tensor, batch: Tensor, forces: Tensor | None = None
@@ -191,8 +209,15 @@ class E2FormerPotential(nn.Module):
             wanted.append(strain)
 
         with torch.set_grad_enabled(differentiable or bool(wanted)):
-            x = inputs._replace(pos=pos).call(self.backbone, graph, num_graphs, strain=strain)
+            inputs = inputs._replace(pos=pos)
+            if self.repulsion is not None:  # needs the edges as well
+                edges, shift = sorted_edges(inputs, self.cutoff, num_graphs)
+                inputs = inputs._replace(edge_index=edges, edge_shift=shift)
+            x = inputs.call(self.backbone, graph, num_graphs, strain=strain)
             atomic = self.references(self._network_energies(x), inputs.z)
+            if self.repulsion is not None:
+                repulsion = self.repulsion(inputs.z, pos, graph, edges, shift, strain)
+                atomic = atomic + repulsion
             energy = sum_over_graphs(atomic, graph, num_graphs)
             forces = stress = None
             if self.force_head is not None and self.force_gate is not None:

@@ -85,6 +85,18 @@ def test_rows_that_are_computed_again(reference, twin, monkeypatch):
     assert saved[1] == saved[0] - 1
 
 
+@pytest.mark.parametrize("convolution", [False, True], ids=["attention", "convolution"])
+def test_edges_beyond_the_cutoff_change_nothing(reference, twin, convolution):
+    """A list with a skin gives what a list without gives, to second derivatives."""
+    case = make_case(reference, convolution=convolution, edges=16, orders=(1,), shift=True)
+    keep = reference.edge_vectors(case).norm(dim=-1) < case.cutoff
+    assert 3 < int(keep.sum()) < 13
+    pruned = case.replace(edge_index=case.edge_index[:, keep], edge_shift=case.edge_shift[keep])
+    found, expected = (twin.derivatives(each, "triton") for each in (case, pruned))
+    assert found["dd pos"].any()
+    assert not twin.differences(found, expected, EXACT)
+
+
 def test_dropout(reference, twin):
     case = make_case(reference, groups=2, orders=(0,))
     options = {"dropout": 0.4, "seed": torch.tensor(7)}

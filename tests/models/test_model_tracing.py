@@ -9,7 +9,7 @@ from torch_geometric import EdgeIndex
 from e2former_pyg.graph import radius_graph
 
 
-@pytest.mark.parametrize("settings", [{}, {"charge": True, "stress": True}])
+@pytest.mark.parametrize("settings", [{}, {"charge": True, "stress": True}, {"repulsion": True}])
 def test_training_step(lab, settings):
     model = lab.make("potential", elements=[1, 6, 7, 8], num_layers=1, **settings).train()
     z, pos = lab.molecule()

@@ -1,0 +1,63 @@
+"""What the interfaces to simulation programs share: the potential that they run and the checks of
+what they are given.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from .models import E2FormerPotential
+from .models.embedding import MAX_CHARGE, MAX_SPIN
+
+# The values that a potential takes for granted where it does not read them, and the allowed ones.
+LABELS = {"charge": (0, -MAX_CHARGE, MAX_CHARGE), "spin": (1, 1, MAX_SPIN)}
+
+
+def prepare(
+    potential: E2FormerPotential | str | Path,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> E2FormerPotential:
+    """A potential of one's own to run, in eval mode and without gradients by parameters."""
+    if isinstance(potential, (str, Path)):
+        potential = E2FormerPotential.load(potential)
+    elif isinstance(potential, E2FormerPotential):
+        potential = copy.deepcopy(potential)  # neither mode nor dtype of the caller's changes
+    else:
+        raise TypeError(
+            "`potential` must be an E2FormerPotential or the path of a checkpoint, got "
+            f"{type(potential).__name__}"
+        )
+    if dtype is not None and dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got {dtype}")
+    return potential.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def check_elements(potential: E2FormerPotential, numbers: Iterable[int]) -> None:
+    """Raises on elements that the potential has not seen in training, where that is known."""
+    known = potential.elements
+    unseen = sorted(set(numbers) - set(known)) if known is not None else []
+    if unseen:
+        raise ValueError(
+            f"`numbers` must be elements that the potential was trained on, {known}, found {unseen}"
+        )
+
+
+def check_label(potential: E2FormerPotential, name: str, value: float) -> int | None:
+    """The total charge or spin multiplicity to give to the potential, if it reads it."""
+    default, low, high = LABELS[name]
+    number = float(value)
+    if not (number.is_integer() and low <= number <= high):
+        raise ValueError(f"`{name}` must be an integer in {low}..{high}, found {value}")
+    if potential.backbone.config[name]:
+        return int(number)
+    if number != default:
+        raise ValueError(
+            f"`{name}` is {value}, but the potential does not read it: it was built with "
+            f"{name}=False"
+        )
+    return None
