@@ -62,7 +62,7 @@ nitpick_ignore_regex = [
     (r"py:obj", r".*"),
     (
         r"py:.*",
-        r"(torch|torch_geometric|torch_sim|lightning|e3nn|ase|numpy|np|nn|abc|collections|pathlib)\b.*",
+        r"(torch|torch_geometric|torch_sim|lammps|lightning|e3nn|ase|numpy|np|nn|abc|collections|pathlib)\b.*",
     ),
     (r"py:.*", r"(Data|Dataset|EdgeIndex|SparseTensor|Tensor)\b.*"),
     (r"py:class", r"e2former_pyg\.functional\.sharing\.SharedGeometry"),  # between our own modules
