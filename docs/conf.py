@@ -50,7 +50,6 @@ napoleon_custom_sections = ["Shapes"]
 
 # Each `testcode` sees those before it on its page; pages are apart from each other.
 doctest_global_setup = """
-from importlib.util import find_spec
 import torch
 torch.manual_seed(0)
 """
