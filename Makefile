@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2
-SPHINXOPTS ?= --keep-going
+SPHINXOPTS ?= --fail-on-warning --keep-going
 BIN := $(VENV)/bin
 
 .PHONY: help quickstart test lint format docs clean
@@ -14,7 +14,7 @@ help:
 	@echo "make test        run the test suite"
 	@echo "make lint        ruff and mypy"
 	@echo "make format      apply ruff's fixes and formatting"
-	@echo "make docs        build the documentation into docs/_build/html"
+	@echo "make docs        build the documentation into docs/_build/html, run its lessons and snippets"
 	@echo "make clean       remove what builds and tools leave, the environment excepted"
 
 quickstart: $(VENV)/.installed-examples
@@ -35,10 +35,11 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m sphinx -b html $(SPHINXOPTS) docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html $(SPHINXOPTS) docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b doctest $(SPHINXOPTS) docs docs/_build/doctest
 
 clean:
-	rm -rf build dist *.egg-info docs/_build docs/api/generated
+	rm -rf build dist *.egg-info docs/_build docs/_generated docs/api/generated docs/gallery
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:

@@ -17,6 +17,7 @@ from .so3.degrees import build_constant
 __all__ = ["MAX_ATOMIC_NUMBER", "RadialNetwork", "RadialSplines", "envelope"]
 
 MAX_ATOMIC_NUMBER = 118
+"""The largest atomic number that models accept."""
 
 # Rows: powers of t in [0, 1); columns: the four cubic B-splines that overlap a cell.
 BASIS = (
@@ -58,6 +59,10 @@ def envelope(length: Tensor, cutoff: float | Tensor) -> Tensor:
     Args:
         length (torch.Tensor): Distances :math:`r` in Å.
         cutoff (float or torch.Tensor): The cutoff :math:`r_c` in Å.
+
+    Shapes:
+        - **length:** :math:`(*)`
+        - **output:** :math:`(*)`, from one at :math:`r = 0` to zero
     """
     x = (length / cutoff).clamp(max=1.0)
     rest = 1 - x

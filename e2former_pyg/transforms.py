@@ -236,7 +236,7 @@ class SelectTarget(BaseTransform):
     no such loss.
 
     Args:
-        target (str, int or list of these): The columns to keep, by name or by
+        target (str, int or list): The columns to keep, by name or by
             number.
         names (list of str, optional): The names of all columns.
             (default: those of QM9: :obj:`"mu"`, :obj:`"alpha"`,

@@ -77,3 +77,71 @@ def test_layer_beside_transformer_conv(which: str) -> None:
         "forward+backward": f"with backward {ours} and {theirs} ms",
     }
     assert expected[which] in text
+
+
+def test_numbers_in_the_text() -> None:
+    records = json.loads((ROOT / "benchmarks/results/attention_h100.json").read_text())
+    runs = {record["case"]: record for record in records}
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    op = runs["op/forward/float32"]
+    assert f"{op['atoms']:,} atoms, {op['edges']:,} edges, {op['channels']} channels" in text
+    large = runs["atoms/forward+backward/102400"]
+    assert f"{large['atoms']:,} atoms take {large['ours_ms']:.0f} ms with backward" in text
+    layer = runs["atoms/layer/forward/1024000"]
+    size = f"{layer['ours_ms']:.0f} ms and {layer['peak_mib'] / 1024:.0f} GiB"
+    assert f"a layer's forward pass on {layer['atoms']:,} atoms {size}" in text
+
+
+def test_training_runs_in_the_text() -> None:
+    runs = json.loads((ROOT / "benchmarks/results/ethanol_cpu.json").read_text())
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    ours = [run for run in runs if run["model"] == "e2former"]
+    steps = [round(run["steps"], -2) for run in ours]
+    assert f"({min(steps):,} to {max(steps):,} in 15 minutes)" in text
+    for run in runs:
+        assert f"({run['parameters']:,} parameters)" in text
+        assert abs(run["training_minutes"] - 15) < 0.1
+        assert f"on {run['training_frames']} frames for 15 minutes" in text
+
+
+def test_memory_does_not_grow_with_neighbours() -> None:
+    records = json.loads((ROOT / "benchmarks/results/attention_h100.json").read_text())
+    for which in ("forward", "forward+backward", "second-order"):
+        sweep = [r for r in records if r["group"] == "degree" and r["pass"] == which]
+        peaks = [record["peak_mib"] for record in sweep]
+        assert len(sweep) >= 5
+        assert max(peaks) < 1.05 * min(peaks)
+
+
+def test_speedups_in_the_changelog() -> None:
+    records = json.loads((ROOT / "benchmarks/results/attention_h100.json").read_text())
+    ratio = {record["case"]: record["ratio"] for record in records}
+    text = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
+    forward, backward, second = (
+        f"{ratio[f'op/{which}/float32']:.0f}"
+        for which in ("forward", "forward+backward", "second-order")
+    )
+    assert f"attention is {forward} times as fast as with edge tensors" in text
+    assert f"{backward} times with backward and {second} times in second order" in text
+    conv = [f"{ratio[f'conv/{which}/float32']:.0f}" for which in ("forward", "forward+backward")]
+    assert f"the convolution {conv[0]} and {conv[1]} times" in text
+    layer = [f"{ratio[f'layer/{which}/float32']:.1f}" for which in ("forward", "forward+backward")]
+    assert f"{layer[0]} times as fast as TransformerConv, {layer[1]} times with backward" in text
+
+
+def test_times_of_models_in_the_changelog() -> None:
+    runs = {
+        run["case"]: run
+        for run in json.loads((ROOT / "benchmarks/results/model_h100.json").read_text())
+    }
+    text = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
+    sizes = (100, 1024, 10240, 102400)
+    times = [float(f"{runs[f'evaluate/{size}']['ours_ms']:.2g}") for size in sizes]
+    first, rest = [f"{time:g}" for time in times], [f"{size:,}" for size in sizes]
+    found = (
+        f"{', '.join(first[:3])} and {first[3]} ms for {', '.join(rest[:3])} and {rest[3]} atoms"
+    )
+    assert found in text
+    step = runs["train/20 ethanol"]
+    ours, eager = f"{step['ours_ms']:.1f}", f"{step['eager_ms']:.0f}"
+    assert f"20 ethanol molecules takes {ours} ms on an H100, with autograd {eager} ms" in text

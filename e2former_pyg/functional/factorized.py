@@ -4,16 +4,18 @@ By the addition theorem and Wigner 6j recoupling (:mod:`e2former_pyg.so3.additio
 
 .. math::
     \sum_j w_{ij} \left[ v_j^{(l_1)} \otimes Y^{\ell}(\hat r_{ij}) \right]^{(l_3)}
-    = \sum_{k, L} (-1)^k c_{\ell k}\, \gamma_{l_1 k L \ell l_3} \Big[ \Big( \sum_j
-    \frac{w_{ij}}{{|r_{ij}|}^{\ell}} \left[ v_j^{(l_1)} \otimes R^k(r_j) \right]^{(L)} \Big)
-    \otimes R^{\ell-k}(r_i) \Big]^{(l_3)}
+    &= \sum_{k, L} (-1)^k c_{\ell k}\, \gamma_{l_1 k L \ell l_3}
+    \left[ S_i^{(k, L)} \otimes R^{\ell-k}(r_i) \right]^{(l_3)}
+
+    S_i^{(k, L)} &= \sum_j \frac{w_{ij}}{{|r_{ij}|}^{\ell}}
+    \left[ v_j^{(l_1)} \otimes R^k(r_j) \right]^{(L)}
 
 so that edges carry one weight for each order and head, and the rest belongs to nodes: a product at
 each source, weighted sums of its rows, a product at each target.
 
 Terms grow with the distance :math:`D` from the origin like :math:`(D/r)^{\ell}` and cancel for
 any weights. Hence everything behind the weights is in float64, and origins lie amid the targets
-(:mod:`e2former_pyg.functional.origins`): one for all, unless the order is high and the system
+(:obj:`e2former_pyg.functional.origins`): one for all, unless the order is high and the system
 large. Precision still fades as edges become short, like :math:`r^{-\ell}`; at zero length, where
 an edge has no direction, only order 0 is left, as in the direct algorithm.
 """

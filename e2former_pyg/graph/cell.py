@@ -81,10 +81,17 @@ def as_cell(
 
 
 def volume(cell: Tensor) -> Tensor:
-    r"""The volumes of unit cells of shape :math:`(B, 3, 3)`, in Å³.
+    r"""The volumes of unit cells in Å³.
 
     Written as a triple product, whose derivatives of any order also exist
     for singular cells, such as the zero cells of open systems.
+
+    Args:
+        cell (torch.Tensor): The cells in Å, vectors in rows.
+
+    Shapes:
+        - **cell:** :math:`(*, 3, 3)`
+        - **output:** :math:`(*)`
     """
     a, b, c = cell.unbind(-2)
     return (a * torch.linalg.cross(b, c)).sum(-1).abs()

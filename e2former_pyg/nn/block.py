@@ -37,7 +37,7 @@ class E2FormerBlock(nn.Module):
     Shapes:
         - **input:** as :class:`E2FormerAttention` with one kind of nodes,
           :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`, or :math:`(|\mathcal{V}|, C)` if
-          :math:`l_{\max} = 0`
+          :math:`l_{\max} = 0`; positions and image offsets in Å
         - **output:** :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`. If
           :obj:`return_attention_weights=True`, then :math:`(\mathrm{output},
           ((2, |\mathcal{E}|), (|\mathcal{E}|, H)))`

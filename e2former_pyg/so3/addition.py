@@ -5,12 +5,14 @@ of degree :math:`k` in :math:`\mathbf{b}` is made of :math:`R^{\ell-k}(\mathbf{a
 :math:`R^{k}(\mathbf{b})` alone, and has to be their coupling. Hence the *addition theorem*
 
 .. math::
-    R^{\ell}(\mathbf{a} - \mathbf{b}) = \sum_{k=0}^{\ell} (-1)^k c_{\ell k}
-    \left[ R^{\ell-k}(\mathbf{a}) \otimes R^{k}(\mathbf{b}) \right]^{(\ell)}, \qquad
-    c_{\ell k} = \sqrt{\binom{2\ell}{2k} \frac{2\ell+1}{(2(\ell-k)+1)(2k+1)}}
+    R^{\ell}(\mathbf{a} - \mathbf{b}) &= \sum_{k=0}^{\ell} (-1)^k c_{\ell k}
+    \left[ R^{\ell-k}(\mathbf{a}) \otimes R^{k}(\mathbf{b}) \right]^{(\ell)}
 
-(:func:`addition_coefficient`). The constants follow from :math:`\mathbf{b} = t \mathbf{a}` on the
-polar axis: the left side is :math:`(1-t)^{\ell} R^{\ell}(\mathbf{a})`, the product on the right has
+    c_{\ell k} &= \sqrt{\binom{2\ell}{2k} \frac{2\ell+1}{(2(\ell-k)+1)(2k+1)}}
+
+(:func:`~e2former_pyg.so3.addition_coefficient`). The constants follow from
+:math:`\mathbf{b} = t \mathbf{a}` on the polar axis: the left side is
+:math:`(1-t)^{\ell} R^{\ell}(\mathbf{a})`, the product on the right has
 :math:`\langle \ell-k\,0\,k\,0 | \ell\,0 \rangle`, and
 :math:`\sqrt{\binom{2\ell}{2k}} \langle \ell-k\,0\,k\,0 | \ell\,0 \rangle = \binom{\ell}{k}`.
 
@@ -18,16 +20,17 @@ A feature :math:`v` of the node at :math:`\mathbf{b}` is coupled to this harmoni
 three angular momenta brings it next to the harmonic of its own node,
 
 .. math::
-    &\left[ v^{(l_1)} \otimes \left[ R^{\ell-k}(\mathbf{a}) \otimes R^{k}(\mathbf{b})
-    \right]^{(\ell)} \right]^{(l_3)}
+    \left[ v^{(l_1)} \otimes \left[ R^{\ell-k}(\mathbf{a}) \otimes R^{k}(\mathbf{b})
+    \right]^{(\ell)} \right]^{(l_3)} &= \sum_{L} \gamma_L\, p_L
 
-    &= \sum_{L} (-1)^{l_1+\ell+l_3} \sqrt{(2L+1)(2\ell+1)}
-    \begin{Bmatrix} l_1 & k & L \\ \ell-k & l_3 & \ell \end{Bmatrix}
-    \left[ \left[ v^{(l_1)} \otimes R^{k}(\mathbf{b}) \right]^{(L)} \otimes
+    p_L &= \left[ \left[ v^{(l_1)} \otimes R^{k}(\mathbf{b}) \right]^{(L)} \otimes
     R^{\ell-k}(\mathbf{a}) \right]^{(l_3)}
 
-(:func:`recoupling_coefficient`). The inner product on the right belongs to one node, and so does
-the outer one once the inner ones have been summed over neighbours.
+    \gamma_L &= (-1)^{l_1+\ell+l_3} \sqrt{(2L+1)(2\ell+1)}
+    \begin{Bmatrix} l_1 & k & L \\ \ell-k & l_3 & \ell \end{Bmatrix}
+
+(:func:`~e2former_pyg.so3.recoupling_coefficient`). The inner product of :math:`p_L` belongs to
+one node, and so does the outer one once the inner ones have been summed over neighbours.
 
 From the `"E2Former" <https://arxiv.org/abs/2501.19216>`_ paper, in the normalisation of
 :func:`~e2former_pyg.so3.solid_harmonics` and :func:`~e2former_pyg.so3.clebsch_gordan`.
@@ -45,9 +48,10 @@ def addition_coefficient(degree: int, k: int) -> float:
     r"""Returns :math:`(-1)^k c_{\ell k}` of the addition theorem
 
     .. math::
-        R^{\ell}(\mathbf{a} - \mathbf{b}) = \sum_{k=0}^{\ell} (-1)^k c_{\ell k}
-        \left[ R^{\ell-k}(\mathbf{a}) \otimes R^{k}(\mathbf{b}) \right]^{(\ell)}, \qquad
-        c_{\ell k} = \sqrt{\binom{2\ell}{2k} \frac{2\ell+1}{(2(\ell-k)+1)(2k+1)}},
+        R^{\ell}(\mathbf{a} - \mathbf{b}) &= \sum_{k=0}^{\ell} (-1)^k c_{\ell k}
+        \left[ R^{\ell-k}(\mathbf{a}) \otimes R^{k}(\mathbf{b}) \right]^{(\ell)}
+
+        c_{\ell k} &= \sqrt{\binom{2\ell}{2k} \frac{2\ell+1}{(2(\ell-k)+1)(2k+1)}}
 
     for solid harmonics in :obj:`"component"` normalisation, rounded once to double precision.
 

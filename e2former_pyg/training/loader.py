@@ -52,9 +52,11 @@ class GraphLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
+        """Where the sampler is, to go on from."""
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` gave."""
         self.sampler.load_state_dict(state)
 
     def close(self) -> None:

@@ -27,7 +27,21 @@ class E2FormerPropertyModule(TrainingModule):
             (default: :obj:`"mae"`)
         fit_scale (bool, optional): If set to :obj:`False`, keeps mean and scale of the model, as
             with :obj:`weights` to start from. (default: :obj:`True`)
-        **kwargs: From :obj:`lr` on as in :class:`E2FormerModule`.
+        lr (float, optional): This and all that follow as in :class:`E2FormerModule`.
+            (default: :obj:`1e-3`)
+        weight_decay (float, optional): The weight decay. (default: :obj:`1e-3`)
+        betas (tuple, optional): The betas of AdamW. (default: :obj:`(0.9, 0.999)`)
+        warmup_steps (int, optional): Steps in which the learning rate rises.
+            (default: :obj:`1000`)
+        warmup_start (float, optional): The part of :obj:`lr` at the first step.
+            (default: :obj:`0.01`)
+        end_factor (float, optional): The part of :obj:`lr` at the last step.
+            (default: :obj:`0.01`)
+        total_steps (int, optional): The step at which that is. (default: :obj:`None`, the last)
+        activation_checkpointing (bool, optional): If set to :obj:`True`, computes blocks again in
+            the backward pass. (default: :obj:`False`)
+        weights (str, optional): A file of :meth:`E2FormerProperty.save` to start from.
+            (default: :obj:`None`)
     """
 
     model: E2FormerProperty

@@ -1,0 +1,258 @@
+"""The tables of measured numbers: functions of the result files that give a header and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Record = dict[str, Any]
+Load = Callable[[str], list[Record]]
+Content = tuple[list[str], list[list[str]]]
+
+OPERATIONS = {
+    "attention": "op/forward/float32",
+    "attention with backward": "op/forward+backward/float32",
+    "attention, second order": "op/second-order/float32",
+    "attention, bfloat16 features": "op/forward/bfloat16",
+    "convolution, order 1": "conv/forward/float32",
+    "convolution with backward": "conv/forward+backward/float32",
+    "attention layer": "layer/forward/float32/edge-tensors",
+    "attention layer with backward": "layer/forward+backward/float32/edge-tensors",
+}
+TRAINING = {
+    "train/20 ethanol": "20 ethanol molecules, 3 layers, 64 channels",
+    "train/64 aspirin": "64 aspirin molecules, the same model",
+    "train/5000 atoms": "5,000 atoms, 4 layers, 128 channels",
+}
+PASSES = {"forward": "forward", "forward+backward": "backward", "energy+forces": "forces"}
+
+
+def _cases(records: list[Record]) -> dict[str, Record]:
+    return {row["case"]: row for row in records}
+
+
+def attention(load: Load) -> Content:
+    cases = _cases(load("attention_h100"))
+    header = ["", "ms", "edge tensors", "ratio", "memory beyond results in MiB", "edge tensors"]
+    rows = []
+    for name, case in OPERATIONS.items():
+        row = cases[case]
+        times = f"{row['ours_ms']:.2f}", f"{row['baseline_ms']:.1f}", f"{row['ratio']:.0f}"
+        memory = f"{row['peak_mib']:.0f}", f"{row['baseline_peak_mib']:.0f}"
+        rows.append([name, *times, *memory])
+    return header, rows
+
+
+def transformer_conv(load: Load) -> Content:
+    cases = _cases(load("attention_h100"))
+    rows = []
+    for name, case in (
+        ("forward", "layer/forward/float32"),
+        ("with backward", "layer/forward+backward/float32"),
+    ):
+        row = cases[case]
+        times = f"{row['ours_ms']:.2f}", f"{row['baseline_ms']:.2f}", f"{row['ratio']:.1f}"
+        rows.append([name, *times, f"{row['peak_mib']:.0f}", f"{row['baseline_peak_mib']:.0f}"])
+    return ["", "ms", "TransformerConv", "ratio", "MiB", "TransformerConv"], rows
+
+
+def atoms(load: Load) -> Content:
+    rows = []
+    for row in load("attention_h100"):
+        if row["group"] == "atoms" and row["pass"] == "forward+backward":
+            fits = row["baseline_ms"] is not None
+            other = f"{row['baseline_ms']:.1f}" if fits else "out of memory"
+            memory = f"{row['baseline_peak_mib']:.0f}" if fits else "–"
+            ours = f"{row['ours_ms']:.2f}", other, f"{row['peak_mib']:.0f}", memory
+            rows.append([f"{row['atoms']:,}", f"{row['edges']:,}", *ours])
+    return ["atoms", "edges", "ms", "edge tensors", "MiB", "edge tensors"], rows
+
+
+def small(load: Load) -> Content:
+    rows = []
+    for row in load("attention_h100"):
+        if row["group"] == "small":
+            how = {"eager": "launched one by one", "graph": "CUDA graph"}[row["case"].split("/")[3]]
+            times = f"{row['ours_ms']:.3f}", f"{row['baseline_ms']:.3f}", f"{row['ratio']:.1f}"
+            rows.append([how, *times])
+    return ["layer of 100 atoms, forward", "ms", "edge tensors", "ratio"], rows
+
+
+def train_step(load: Load) -> Content:
+    names = {
+        "e2former": "E2FormerPotential",
+        "e2former-traced": "E2FormerPotential, traced",
+        "schnet": "SchNet",
+        "schnet-traced": "SchNet, traced",
+    }
+    rows = []
+    for row in load("train_step_cpu"):
+        _, name, threads = row["case"].split("/")
+        ratio = row["ratio_to"].get("schnet")
+        more = f"{ratio:.2f}" if ratio else "1"
+        rows.append([names[name], threads.split("=")[1], f"{row['step_ms']:.1f}", more])
+    return ["model", "threads", "ms for a step", "relative to SchNet"], rows
+
+
+def radius_graph(load: Load) -> Content:
+    cases = _cases(load("radius_graph_cpu"))
+    rows = []
+    for system in ("open", "periodic"):
+        for size in (1000, 10000, 100000):
+            row: list[str] = [system, f"{size:,}"]
+            for method in ("e2former_pyg", "vesin", "ase"):
+                found = cases.get(f"radius-graph/{method}/{system}/{size}")
+                row.append(f"{1e3 * found['seconds']:.0f}" if found else "not run")
+            rows.append(row)
+    return ["system", "atoms", "e2former_pyg (ms)", "vesin (ms)", "ASE (ms)"], rows
+
+
+def _by_method(rows: list[Record], methods: list[str], cell: Callable[[Record], str]) -> list[str]:
+    found = {row["method"]: row for row in rows}
+    best = rows[0]["fastest"]
+    cells = []
+    for method in methods:
+        if method not in found:
+            text = "not run"
+        else:  # no time: it did not fit into the memory of the card
+            text = cell(found[method]) if found[method]["ms"] else "out of memory"
+        cells.append(f"**{text}**" if method == best else text)
+    return cells
+
+
+def _products(load: Load, name: str) -> Content:
+    methods = ["aligned", "dense", "full tensor", "e3nn"]
+    header = ["lmax", "orders", "aligned (ms)", "one matrix per node", "full tensor", "e3nn"]
+    records = [row for row in load(name) if row["case"].startswith("product/")]
+    groups: dict[tuple[int, str], list[Record]] = {}
+    for row in records:
+        if row["pass"] == "forward":
+            orders = "1" if row["orders"] == [1] else "all"
+            groups.setdefault((row["lmax"], orders), []).append(row)
+    rows = [
+        [str(lmax), orders, *_by_method(group, methods, lambda row: f"{row['ms']:.2f}")]
+        for (lmax, orders), group in groups.items()
+    ]
+    return header, rows
+
+
+def products_cpu(load: Load) -> Content:
+    return _products(load, "wigner6j_cpu")
+
+
+def products_gpu(load: Load) -> Content:
+    return _products(load, "wigner6j_h100")
+
+
+def _convolutions(load: Load, name: str) -> Content:
+    methods = ["direct", "factorized", "e3nn on edges"]
+    groups: dict[tuple[int, str, str], list[Record]] = {}
+    for row in load(name):
+        if row["case"].startswith("convolution/"):
+            key = row["lmax"], ", ".join(map(str, row["orders"])), row["pass"]
+            groups.setdefault(key, []).append(row)
+    names = {"forward": "forward", "forward+backward": "with backward"}
+
+    def cell(row: Record) -> str:
+        return f"{row['ms']:.1f} ms, {row['peak_mib']:,.0f} MiB"
+
+    rows = [
+        [str(lmax), orders, names[which], *_by_method(group, methods, cell)]
+        for (lmax, orders, which), group in groups.items()
+    ]
+    return ["lmax", "orders", "pass", *methods], rows
+
+
+def convolutions_cpu(load: Load) -> Content:
+    return _convolutions(load, "wigner6j_cpu")
+
+
+def convolutions_gpu(load: Load) -> Content:
+    return _convolutions(load, "wigner6j_h100")
+
+
+def potentials(load: Load) -> Content:
+    header = ["atoms", "energy and forces (ms)", "one by one", "PyTorch backend", "MiB"]
+    rows = []
+    for row in load("model_h100"):
+        if row["case"].startswith("evaluate/"):
+            slow = f"{row['baseline_ms']:.0f}" if row.get("baseline_ms") else "–"
+            times = f"{row['ours_ms']:.1f}", f"{row['eager_ms']:.0f}", slow
+            memory, search = f"{row['peak_mib']:,.0f}", f"{row['search_ms']:.0f}"
+            rows.append([f"{row['atoms']:,}", *times, memory, search])
+    return [*header, "search for neighbours (ms)"], rows
+
+
+def training_steps(load: Load) -> Content:
+    header = ["", "CUDA graph (ms)", "autograd", "PyTorch backend", "MiB", "PyTorch backend"]
+    rows = []
+    for row in load("model_h100"):
+        if row["case"].startswith("train/"):
+            times = f"{row['ours_ms']:.1f}", f"{row['eager_ms']:.0f}", f"{row['baseline_ms']:.0f}"
+            memory = f"{row['peak_mib']:,.0f}", f"{row['baseline_peak_mib']:,.0f}"
+            rows.append([TRAINING[row["case"]], *times, *memory])
+    return header, rows
+
+
+def peers(load: Load) -> Content:
+    header = ["beside", "pass", "atoms", "their ms", "ours", "ratio", "their MiB", "ours"]
+    rows = []
+    for row in load("peers_h100"):
+        if row.get("peer") and row["right"] and row.get("peer_ms"):
+            ratio = row["peer_ms"] / row["ours_ms"]
+            times = f"{row['peer_ms']:.1f}", f"{row['ours_ms']:.2f}"
+            memory = f"{row['peer_peak_mib']:,.0f}", f"{row['ours_peak_mib']:,.0f}"
+            what = f"{row['peer_what']} ({row['version'].split(',')[0]})"
+            if "paths" in row:
+                what = f"{what}, {row['paths']} paths"
+            which = PASSES[row["pass"]]
+            number = f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
+            rows.append([what, which, f"{row['atoms']:,}", *times, number, *memory])
+    return header, rows
+
+
+def data_reading(load: Load) -> Content:
+    names = {"spice": "SPICEDataset", "aselmdb": "OMol25Dataset", "npz": "NPZDataset"}
+    rows = []
+    for row in load("data_reading_cpu"):
+        _, kind, name = row["case"].split("/")
+        if kind == "read":
+            rate = f"{row['records_per_cpu_second']:,.0f}"
+            memory = f"{row['file_mib']:.0f}", f"{row['peak_rss_growth_mib']:.0f}"
+            count, opening = f"{row['records']:,}", f"{row['open_seconds']:.1f}"
+            rows.append([names[name], count, rate, opening, *memory])
+    header = ["", "records", "read in a second of CPU", "s to open", "MiB in the file", "in memory"]
+    return header, rows
+
+
+def ethanol(load: Load) -> Content:
+    rows = []
+    for model, label in (("e2former", "E2FormerPotential"), ("schnet", "PyG's SchNet")):
+        for split, how in (("random", "at random"), ("time", "in time blocks")):
+            runs = [row for row in load("ethanol_cpu") if row["case"] == f"{model}/{split}"]
+            errors = [
+                sum(run["test"][key] for run in runs) / len(runs)
+                for key in ("energy_mae_mev", "force_mae_mev_per_angstrom")
+            ]
+            size = f"{runs[0]['parameters']:,}"
+            rows.append([label, size, str(len(runs)), how, f"{errors[0]:.2f}", f"{errors[1]:.1f}"])
+    return ["model", "parameters", "seeds", "frames split", "energy (meV)", "forces (meV/Å)"], rows
+
+
+TABLES: dict[str, Callable[[Load], Content]] = {
+    "attention": attention,
+    "transformer-conv": transformer_conv,
+    "atoms": atoms,
+    "small": small,
+    "train-step": train_step,
+    "radius-graph": radius_graph,
+    "products-cpu": products_cpu,
+    "products-gpu": products_gpu,
+    "convolutions-cpu": convolutions_cpu,
+    "convolutions-gpu": convolutions_gpu,
+    "potentials": potentials,
+    "training-steps": training_steps,
+    "peers": peers,
+    "data-reading": data_reading,
+    "ethanol": ethanol,
+}
