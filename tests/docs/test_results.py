@@ -56,8 +56,9 @@ def test_tables_are_complete(name: str) -> None:
 
 def test_readme_has_the_same_tables() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for row in TABLES["attention"](load)[1]:
-        assert f"| {' | '.join(row)} |" in readme
+    for name in ("attention", "potentials"):
+        for row in TABLES[name](load)[1]:
+            assert f"| {' | '.join(row)} |" in readme
 
 
 def test_wrong_results_are_not_shown() -> None:
