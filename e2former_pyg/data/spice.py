@@ -129,6 +129,12 @@ class SPICEDataset(Dataset):
         }
         return processed_name(self.path, settings)
 
+    @property
+    def num_atoms(self) -> torch.Tensor:
+        """The number of atoms of each conformation, which needs no reading."""
+        chosen = torch.as_tensor(list(self.indices()), dtype=torch.long)
+        return self._ptr.diff()[self._molecule[chosen].long()]
+
     def len(self) -> int:
         return self._molecule.numel()
 

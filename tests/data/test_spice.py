@@ -61,6 +61,12 @@ def write(tmp_path):
     return write
 
 
+def test_numbers_of_atoms_without_reading(write):
+    dataset = SPICEDataset(write(molecules()))
+    for some in (dataset, dataset[3:9], dataset[[11, 0]], dataset[:0]):
+        assert some.num_atoms.tolist() == [data.num_nodes for data in some]
+
+
 def test_values_and_units(write):
     groups = molecules()
     dataset = SPICEDataset(write(groups), dtype=torch.float64)
