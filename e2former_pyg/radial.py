@@ -265,6 +265,16 @@ class RadialNetwork(nn.Module):
         nn.init.normal_(self.out.weight, std=(8 / self.hidden_channels) ** 0.5)
         nn.init.zeros_(self.out.bias)
 
+    def check_elements(self, numbers: Sequence[int]) -> None:
+        """Raises on atomic numbers other than the :obj:`elements` given at construction."""
+        known = self.elements
+        unknown = [] if known is None else [number for number in numbers if number not in known]
+        if unknown:
+            raise ValueError(
+                f"`z` holds atomic number {unknown[0]}, expected one of the `elements` given at "
+                f"construction, {list(known or ())}"
+            )
+
     def _types(self, z_target: Tensor, z_source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The elements that occur and the position of each node's element among them."""
         z = z_target if z_target is z_source else torch.cat([z_target, z_source])
@@ -275,12 +285,7 @@ class RadialNetwork(nn.Module):
             present = _element_list(self.elements, z_target.device)
             types = torch.searchsorted(present, z).clamp(max=len(self.elements) - 1)
             if values_known(z):
-                unknown = z[present[types] != z]
-                if unknown.numel() > 0:
-                    raise ValueError(
-                        f"`z` holds atomic number {int(unknown[0])}, expected one of the "
-                        f"`elements` given at construction, {list(self.elements)}"
-                    )
+                self.check_elements(z[present[types] != z].tolist())
         if z_target is z_source:
             return present, types, types
         return present, types[: z_target.numel()], types[z_target.numel() :]

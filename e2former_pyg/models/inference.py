@@ -11,10 +11,12 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from ..cuda_graphs import Captured
+from ..functional.backends import takes_triton
 from ..graph import CSRNeighborhood, as_cell
 from ..graph.padded import PaddedNeighborhood
 from ..nn.message_passing import EquivariantMessagePassing
 from ..radial import MAX_ATOMIC_NUMBER, RadialNetwork, RadialSplines
+from .e2former import E2Former
 from .graphs import GraphInput, as_input, check_atoms, sorted_edges
 from .potential import E2FormerPotential, PotentialOutput
 
@@ -30,10 +32,11 @@ class InferencePotential:
     :meth:`E2FormerPotential.compile_for_inference`. It is called in the same way, and gives the
     same energies, forces and stresses, which have no autograd graph.
 
-    On a GPU, systems of up to :obj:`32768` atoms run as CUDA graphs, which replace hundreds of
-    launches by one. A graph is captured at the second call with a number of atoms and graphs; it
-    serves any positions, elements and edges, and is captured anew when there are more edges than
-    it has room for. It keeps the memory that an evaluation needs; the last eight are kept.
+    On a GPU, where the kernels serve the model, systems of up to :obj:`32768` atoms run as CUDA
+    graphs, which replace hundreds of launches by one. A graph is captured at the second call with a
+    number of atoms and graphs; it serves any positions, elements and edges, and is captured anew
+    when there are more edges than it has room for. It keeps the memory that an evaluation needs;
+    the last eight are kept.
 
     Neighbours are searched in each call without :obj:`edge_index`, which takes longer than the
     rest in small systems. Simulations should give edges that reach somewhat beyond the cutoff, and
@@ -96,18 +99,36 @@ class InferencePotential:
         inputs = inputs._replace(
             batch=graph, batch_size=num_graphs, edge_index=edges, edge_shift=shift
         )
-        if not inputs.pos.is_cuda or len(inputs.z) > MAX_CAPTURED_ATOMS:
-            return self.potential._evaluate(inputs, differentiable=False)
-        return self._replay(inputs, num_graphs)
+        if self._can_capture(inputs.pos):
+            return self._replay(inputs, num_graphs)
+        return self.potential._evaluate(inputs, differentiable=False)
+
+    def _can_capture(self, pos: Tensor) -> bool:
+        """Whether a CUDA graph pays, and nothing waits for the device: PyTorch's backend does, and
+        others' backbones may.
+        """
+        return (
+            pos.is_cuda
+            and pos.size(0) <= MAX_CAPTURED_ATOMS
+            and type(self.potential.backbone) is E2Former
+            and all(
+                layer.algorithm == "direct"
+                and takes_triton(layer.backend, pos, layer.coupling, layer.lmax_in)
+                for layer in self._networks
+            )
+        )
 
     def _learn_elements(self, z: Tensor) -> None:
         """Makes splines of the pairs of all elements seen so far."""
         present = frozenset(z.unique().tolist())
         if present <= self._elements:
             return
-        elements = torch.tensor(sorted(present | self._elements), device=z.device)
+        elements = sorted(present | self._elements)
+        for network in self._networks.values():
+            network.check_elements(elements)
         for layer, network in self._networks.items():
-            layer.radial = _FixedRadial(network, elements)  # type: ignore[assignment]
+            fixed = _FixedRadial(network, torch.tensor(elements, device=z.device))
+            layer.radial = fixed  # type: ignore[assignment]
         self._elements |= present
         self._captured.clear()
 

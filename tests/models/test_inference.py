@@ -152,9 +152,8 @@ def test_errors_are_those_of_potentials(lab, device):
         fast(z, torch.zeros_like(pos))
     with pytest.raises(ValueError, match="finite"):
         fast(z, pos / 0)
-    if device == "cpu":
-        with pytest.raises(ValueError, match="`z` holds atomic number 16"):
-            fast(torch.full_like(z, 16), pos)
+    with pytest.raises(ValueError, match="`z` holds atomic number 16"):
+        fast(torch.full_like(z, 16), pos)
     with pytest.raises(ValueError, match="`spare_edges`"):
         fast.potential.compile_for_inference(spare_edges=-1.0)
     # And a good call still works.
@@ -199,6 +198,19 @@ def test_a_graph_is_captured_once(lab):
         graphs += fast._captured.values()
     assert graphs[0] is None and graphs[1] is graphs[2] is graphs[3]
     assert graphs[4].capacity > graphs[3].capacity or graphs[4] is graphs[3]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "settings", [{"algorithm": "factorized"}, {"backend": "torch"}, {"lmax": 7}], ids=str
+)
+def test_what_waits_for_the_device_is_not_captured(lab, settings):
+    model = lab.make("potential", num_layers=1, **settings).cuda()
+    fast = model.compile_for_inference()
+    z, pos = (tensor.cuda() for tensor in lab.molecule())
+    for scale in (1.0, 1.1, 0.9):
+        assert max(differences(fast(z, scale * pos), model(z, scale * pos))) < 1e-12
+    assert not fast._captured
 
 
 @pytest.mark.cuda
