@@ -1,10 +1,11 @@
 """Steps of molecular dynamics, beside evaluations of MACE.
 
-``ase/N``: steps of ASE's ``VelocityVerlet`` with ``E2FormerCalculator`` on N atoms in a periodic cube
-at 0.1/Å³, 0.5 fs, 300 K: integration, neighbour list with a skin and the calculator's checks
-included. ``torchsim/N``: the same by TorchSim, with everything on the device, where it is installed.
-The potential has 4 layers, 128 channels and lmax 2, float32, TF32 off, random weights; its energies
-are scaled down, so that atoms move as a gas would and the list is built as often as in a simulation.
+``ase/N``: steps of ASE's ``VelocityVerlet`` with ``E2FormerCalculator`` on N atoms in a periodic
+cube at 0.1/Å³, 0.5 fs, 300 K: integration, neighbour list with a skin and the calculator's checks
+included. ``torchsim/N``: the same by TorchSim, with everything on the device, where that is
+installed. The potential has 4 layers, 128 channels and lmax 2, float32, TF32 off, random weights;
+its energies are scaled down, so that atoms move as a gas would and the list is built as often as in
+a simulation.
 
 ``mace_ms`` is one evaluation of MACE (2 layers, 128x0e + 128x1o, with cuEquivariance on a GPU) on
 edges that are given, without any of the rest, and ``ratio`` is ``mace_ms / step_ms``.
