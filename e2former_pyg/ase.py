@@ -58,6 +58,9 @@ class E2FormerCalculator(Calculator):
     :obj:`SumCalculator([E2FormerCalculator("model.safetensors"), DFTD3(method="PBE")])`, if the
     training data had none.
 
+    The potential runs by :meth:`~e2former_pyg.E2FormerPotential.compile_for_inference`, on a GPU as
+    CUDA graphs.
+
     Args:
         potential (E2FormerPotential or str): The potential, of which a copy is made, or the path of
             a checkpoint.

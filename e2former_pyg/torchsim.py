@@ -33,7 +33,8 @@ class E2FormerModel(ModelInterface):
     r"""Energies, forces and stresses of an :class:`~e2former_pyg.E2FormerPotential` for TorchSim's
     integrators, optimizers and automatic batching.
 
-    Systems of any sizes make one batch of the potential, with one neighbour list on its device.
+    Systems of any sizes make one batch of the potential, with one neighbour list on its device. It
+    runs by :meth:`~e2former_pyg.E2FormerPotential.compile_for_inference`, on a GPU as CUDA graphs.
     The stress is zero for systems that are not periodic in three directions. Total charges and spin
     multiplicities are read from the state where it has them; TorchSim's default spin of 0 counts
     as not given.
