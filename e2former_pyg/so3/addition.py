@@ -21,8 +21,11 @@ three angular momenta brings it next to the harmonic of its own node,
 
 .. math::
     \left[ v^{(l_1)} \otimes \left[ R^{\ell-k}(\mathbf{a}) \otimes R^{k}(\mathbf{b})
-    \right]^{(\ell)} \right]^{(l_3)} &= \sum_{L} \gamma_L\, p_L
+    \right]^{(\ell)} \right]^{(l_3)} = \sum_{L} \gamma_L\, p_L
 
+with
+
+.. math::
     p_L &= \left[ \left[ v^{(l_1)} \otimes R^{k}(\mathbf{b}) \right]^{(L)} \otimes
     R^{\ell-k}(\mathbf{a}) \right]^{(l_3)}
 
