@@ -26,10 +26,13 @@ three angular momenta brings it next to the harmonic of its own node,
 with
 
 .. math::
-    p_L &= \left[ \left[ v^{(l_1)} \otimes R^{k}(\mathbf{b}) \right]^{(L)} \otimes
+    p_L = \left[ \left[ v^{(l_1)} \otimes R^{k}(\mathbf{b}) \right]^{(L)} \otimes
     R^{\ell-k}(\mathbf{a}) \right]^{(l_3)}
 
-    \gamma_L &= (-1)^{l_1+\ell+l_3} \sqrt{(2L+1)(2\ell+1)}
+and
+
+.. math::
+    \gamma_L = (-1)^{l_1+\ell+l_3} \sqrt{(2L+1)(2\ell+1)}
     \begin{Bmatrix} l_1 & k & L \\ \ell-k & l_3 & \ell \end{Bmatrix}
 
 (:func:`~e2former_pyg.so3.recoupling_coefficient`). The inner product of :math:`p_L` belongs to
