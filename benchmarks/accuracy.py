@@ -39,6 +39,7 @@ sys.path.append(str(REPOSITORY / "examples"))
 from training import (  # noqa: E402
     SchNetPotential,
     Settings,
+    energy_and_forces,
     evaluate,
     fit_references,
     mean_predictor,
@@ -86,15 +87,10 @@ class ViSNetPotential(nn.Module):
         self.references = ElementReferences()
 
     def forward(self, data: Data) -> PotentialOutput:
-        with torch.enable_grad():
-            pos = data.pos.detach().requires_grad_()
-            out = self.visnet(data.z, pos, data.batch)[0].reshape(-1)
-            (grad,) = torch.autograd.grad(out.sum(), pos, create_graph=self.training)
-        scale = self.references.scale
-        base = torch.zeros_like(out, dtype=torch.float64)
-        base = base.index_add(0, data.batch, self.references.energies[data.z])
-        energy = out.double() * scale + base
-        return PotentialOutput(energy, energy.new_zeros(0), -grad * scale.to(grad.dtype), None)
+        def energies(pos: Tensor) -> Tensor:
+            return self.visnet(data.z, pos, data.batch)[0].reshape(-1)
+
+        return energy_and_forces(energies, data, self.references, self.training)
 
 
 def make_model(name: str, row: str, elements: list[int]) -> nn.Module:

@@ -69,15 +69,25 @@ class SchNetPotential(nn.Module):
         self.references = ElementReferences()
 
     def forward(self, data: Data) -> PotentialOutput:
-        with torch.enable_grad():
-            pos = data.pos.detach().requires_grad_()
-            out = self.schnet(data.z, pos, data.batch).squeeze(-1)
-            (grad,) = torch.autograd.grad(out.sum(), pos, create_graph=self.training)
-        scale = self.references.scale
-        base = torch.zeros_like(out, dtype=torch.float64)
-        base = base.index_add(0, data.batch, self.references.energies[data.z])
-        energy = out.double() * scale + base
-        return PotentialOutput(energy, energy.new_zeros(0), -grad * scale.to(grad.dtype), None)
+        def energies(pos: Tensor) -> Tensor:
+            return self.schnet(data.z, pos, data.batch).squeeze(-1)
+
+        return energy_and_forces(energies, data, self.references, self.training)
+
+
+def energy_and_forces(
+    energies: Callable[[Tensor], Tensor], data: Data, references: ElementReferences, training: bool
+) -> PotentialOutput:
+    """What a potential returns, from the energies of graphs that a network gives for positions."""
+    with torch.enable_grad():
+        pos = data.pos.detach().requires_grad_()
+        out = energies(pos)
+        (grad,) = torch.autograd.grad(out.sum(), pos, create_graph=training)
+    base = torch.zeros_like(out, dtype=torch.float64)
+    base = base.index_add(0, data.batch, references.energies[data.z])
+    energy = out.double() * references.scale + base
+    forces = -grad * references.scale.to(grad.dtype)
+    return PotentialOutput(energy, energy.new_zeros(0), forces, None)
 
 
 def keep_freed_memory() -> None:
