@@ -91,11 +91,13 @@ class InferencePotential:
             self._learn_elements(inputs.z)
             self._checked.store(None, inputs.z)
         graph, num_graphs = inputs.graph_of_atom()
-        key = inputs.edge_index, inputs.edge_shift
-        if inputs.edge_index is None or not self._edges.holds(*key):
-            edges, shift = sorted_edges(inputs, self.cutoff, num_graphs)
-            self._edges.store((edges, shift), *key)
-        edges, shift = self._edges.value
+        given = inputs.edge_index, inputs.edge_shift
+        # What the edges are checked against.
+        system = inputs.z.size(0), inputs.is_periodic()
+        known = self._edges.value is not None and self._edges.value[0] == system
+        if inputs.edge_index is None or not known or not self._edges.holds(*given):
+            self._edges.store((system, *sorted_edges(inputs, self.cutoff, num_graphs)), *given)
+        _, edges, shift = self._edges.value
         inputs = inputs._replace(
             batch=graph, batch_size=num_graphs, edge_index=edges, edge_shift=shift
         )

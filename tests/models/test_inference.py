@@ -127,6 +127,20 @@ def test_inference_mode(lab, device):
             pos.mul_(0.9)
 
 
+@devices
+def test_edges_are_checked_again_for_another_system(lab, device):
+    fast = lab.make("potential").to(device).compile_for_inference()
+    z, pos, cell = (tensor.to(device) for tensor in lab.crystal())
+    edge_index, _ = radius_graph(pos, 3.5)
+    for _ in range(2):
+        fast(z, pos, edge_index=edge_index)
+    with pytest.raises(ValueError, match="`edge_shift` must be given"):
+        fast(z, pos, edge_index=edge_index, cell=cell)
+    if device == "cpu":
+        with pytest.raises(IndexError, match="`edge_index` holds"):
+            fast(z[:1], pos[:1], edge_index=edge_index)
+
+
 def test_weights_are_those_of_the_time(lab):
     model = lab.make("potential")
     fast = model.compile_for_inference()
