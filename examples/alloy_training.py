@@ -18,26 +18,24 @@ from e2former_pyg.transforms import RadiusGraph
 
 RAW = Path(__file__).parent / "data" / "alloys" / "emt_alloys.npz"
 
-# EMT reaches beyond 5 Å and knows no angles: a long cutoff serves better here than many layers and
-# high degrees.
 MODEL: dict[str, Any] = {
     "hidden_channels": 32,
-    "num_layers": 1,
-    "lmax": 1,
+    "num_layers": 2,
+    "lmax": 2,
     "heads": 4,
-    "cutoff": 5.8,
-    "num_radial": 16,
-    "avg_num_neighbors": 56.0,
+    "cutoff": 5.0,
+    "num_radial": 12,
+    "avg_num_neighbors": 40.0,
     "elements": [28, 29, 46, 47, 78, 79],
     "stress": True,
     "repulsion": True,
 }
 """Arguments of the ``E2FormerPotential``."""
 
-SETTINGS: dict[str, Any] = {"batch_size": 5, "lr": 8e-3, "ema": 0.99}
+SETTINGS: dict[str, Any] = {"batch_size": 3, "lr": 5e-3, "ema": 0.99}
 """Training settings."""
 
-ENERGY_WEIGHT, STRESS_WEIGHT = 3.0, 20.0
+ENERGY_WEIGHT, STRESS_WEIGHT = 4.0, 30.0
 """Of errors in eV per atom and eV/Å³, beside force errors in eV/Å."""
 
 
