@@ -100,7 +100,7 @@ def test_alloys_and_their_loss() -> None:
         batch.forces + torch.tensor([0.03, 0.0, 0.04]),
         batch.stress + 1e-3,
     )
-    assert float(loss(out, batch)) == pytest.approx(0.05 + 3.0 * 0.002 + 20.0 * 0.001, rel=1e-4)
+    assert float(loss(out, batch)) == pytest.approx(0.05 + 4.0 * 0.002 + 30.0 * 0.001, rel=1e-4)
     errors = alloy_errors(lambda data: out, val[:3])
     assert errors["energy_mae_mev_per_atom"] == pytest.approx(2.0)
     assert errors["force_mae_mev_per_angstrom"] == pytest.approx(70 / 3, rel=1e-4)
