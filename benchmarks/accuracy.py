@@ -20,19 +20,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, environment, write_result
+from common import environment, write_result
+from jobs import add_arguments, run_jobs
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn.models import ViSNet
-from tqdm import tqdm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "examples"))
@@ -165,43 +163,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--train-frames", type=int, default=800, help="of a molecule")
-    parser.add_argument("--minutes", type=float, default=20.0, help="training time of a run")
-    parser.add_argument("--pause-after", type=float, default=float("inf"), help="minutes")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--directory", type=Path, default=REPOSITORY / "runs" / "accuracy")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
-    parser.add_argument("--single", action="store_true", help=argparse.SUPPRESS)
+    add_arguments(parser, "accuracy", minutes=20.0, threads=2)
     args = parser.parse_args(arguments)
-    args.directory.mkdir(parents=True, exist_ok=True)
     runs = list(product(args.rows, args.models, args.seeds))
     if args.single:
         run(*runs[0], args)
         return 0
-
-    def launch(one: tuple[str, str, int]) -> int:
-        row, name, seed = one
-        done = args.directory / f"{row}-{name}-{seed}.json"
-        if done.exists():
-            return 0
-        options = ["--rows", row, "--models", name, "--seeds", str(seed), "--single"]
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        command = [sys.executable, str(Path(__file__).resolve()), *given, *options]
-        with done.with_suffix(".log").open("a") as log:
-            return subprocess.run(command, stdout=log, stderr=log, check=False).returncode
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        codes = list(tqdm(pool.map(launch, runs), total=len(runs), unit="run", dynamic_ncols=True))
-    failed = ["/".join(map(str, one)) for one, code in zip(runs, codes, strict=True) if code != 0]
-    records = [json.loads(path.read_text()) for path in sorted(args.directory.glob("*.json"))]
+    chosen = {
+        f"{row}-{name}-{seed}": ["--rows", row, "--models", name, "--seeds", str(seed)]
+        for row, name, seed in runs
+    }
+    given = sys.argv[1:] if arguments is None else arguments
+    records, code = run_jobs(__file__, given, chosen, args)
     for record in records:
         test = {name: round(error, 2) for name, error in record["test"].items()}
         print(f"{record['case']:32}{record['steps']:8} steps  {test}")
     if records:
         print(f"wrote {write_result('accuracy_cpu', records, args.out)}")
-    if failed:
-        print(f"failed, see their logs in {args.directory}: {', '.join(failed)}")
-    return 1 if failed else 0
+    return code
 
 
 if __name__ == "__main__":
