@@ -18,12 +18,15 @@ NUM_TRAIN = 1200
 """Training molecules; the others are for testing."""
 
 
-def load_molecules(target: str, cutoff: float = 5.0) -> tuple[list[Data], list[Data]]:
+def load_molecules(
+    target: str, cutoff: float = 5.0, seed: int = 0
+) -> tuple[list[Data], list[Data]]:
     """Training molecules and the others, with their edges and one of their properties as ``y``.
 
     Args:
         target: ``"mu"`` (Debye), ``"homo"``, ``"lumo"`` or ``"gap"`` (eV).
         cutoff: The cutoff of the edges in Å.
+        seed: Of the draw of the training molecules.
     """
     transform = RadiusGraph(cutoff)
     with np.load(RAW) as raw:
@@ -33,7 +36,7 @@ def load_molecules(target: str, cutoff: float = 5.0) -> tuple[list[Data], list[D
         transform(Data(z=torch.from_numpy(z).long(), pos=torch.from_numpy(pos), y=float(y)))
         for z, pos, y in zip(*columns, strict=True)
     ]
-    return split_frames(molecules, NUM_TRAIN, "random", seed=0)
+    return split_frames(molecules, NUM_TRAIN, "random", seed)
 
 
 def targets(molecules: list[Data]) -> Tensor:

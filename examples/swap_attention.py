@@ -15,7 +15,6 @@ import argparse
 import torch
 from molecules_data import evaluate_loss, load_molecules, targets
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from torch_geometric.data import Data
 from torch_geometric.nn import TransformerConv, global_mean_pool
 from torch_geometric.nn.models.schnet import GaussianSmearing
@@ -33,10 +32,10 @@ class InvariantAttention(nn.Module):
 
     lmax = 0
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = CHANNELS) -> None:
         super().__init__()
         self.smearing = GaussianSmearing(0.0, CUTOFF, 32)
-        self.conv = TransformerConv(CHANNELS, CHANNELS // HEADS, HEADS, edge_dim=32)
+        self.conv = TransformerConv(channels, channels // HEADS, HEADS, edge_dim=32)
 
     def forward(self, x: Tensor, data: Data) -> Tensor:
         source, target = data.edge_index
@@ -49,9 +48,9 @@ class EquivariantAttention(nn.Module):
 
     lmax = 1
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = CHANNELS) -> None:
         super().__init__()
-        self.conv = E2FormerAttention(CHANNELS, CHANNELS, self.lmax, heads=HEADS, cutoff=CUTOFF)
+        self.conv = E2FormerAttention(channels, channels, self.lmax, heads=HEADS, cutoff=CUTOFF)
 
     def forward(self, x: Tensor, data: Data) -> Tensor:
         return self.conv(x, data.pos, data.edge_index, data.z)
@@ -63,18 +62,19 @@ class GraphTransformer(nn.Module):
     Features are ``[N, (lmax + 1)**2, C]``, which with ``lmax = 0`` are those of any other model.
     """
 
-    def __init__(self, attention: type[InvariantAttention] | type[EquivariantAttention]) -> None:
+    def __init__(
+        self, attention: type[InvariantAttention | EquivariantAttention], channels: int = CHANNELS
+    ) -> None:
         super().__init__()
-        self.rows = (attention.lmax + 1) ** 2
-        self.embedding = nn.Embedding(100, CHANNELS)
-        self.norms = nn.ModuleList(RMSNorm(CHANNELS, attention.lmax) for _ in range(LAYERS))
-        self.attentions = nn.ModuleList(attention() for _ in range(LAYERS))
-        feed_forwards = (GatedFeedForward(CHANNELS, attention.lmax) for _ in range(LAYERS))
-        self.feed_forwards = nn.ModuleList(feed_forwards)
-        self.head = nn.Sequential(nn.Linear(CHANNELS, CHANNELS), nn.SiLU(), nn.Linear(CHANNELS, 1))
+        lmax, self.rows = attention.lmax, (attention.lmax + 1) ** 2
+        self.embedding = nn.Embedding(100, channels)
+        self.norms = nn.ModuleList(RMSNorm(channels, lmax) for _ in range(LAYERS))
+        self.attentions = nn.ModuleList(attention(channels) for _ in range(LAYERS))
+        self.feed_forwards = nn.ModuleList(GatedFeedForward(channels, lmax) for _ in range(LAYERS))
+        self.head = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 1))
 
     def forward(self, data: Data) -> Tensor:
-        x = pad(self.embedding(data.z).unsqueeze(1), (0, 0, 0, self.rows - 1))
+        x = nn.functional.pad(self.embedding(data.z).unsqueeze(1), (0, 0, 0, self.rows - 1))
         layers = zip(self.norms, self.attentions, self.feed_forwards, strict=True)
         for norm, attention, feed_forward in layers:
             x = x + attention(norm(x), data)
