@@ -137,7 +137,7 @@ class E2FormerMLIAP:
         r"""Gives LAMMPS the energies of this rank's atoms and their part of all forces.
 
         Args:
-            data (MLIAPDataPy): ML-IAP's view of atoms and pairs.
+            data (object): ML-IAP's view of atoms and pairs, ``MLIAPDataPy``.
         """
         self._check(data)
         z = self._elements_of(data)
@@ -151,7 +151,7 @@ class E2FormerMLIAP:
         with torch.enable_grad():
             energies = self._energies(z, pos, edges, rij, data)
             energy = energies.sum()
-            gradient = torch.autograd.grad(energy, moved)[0]
+            gradient = torch.autograd.grad(energy, moved)[0].contiguous()
         if not bool(energy.isfinite() & gradient.isfinite().all()):
             raise ValueError("the potential gave energies or forces that are not finite")
         data.energy = float(energy.detach())
@@ -181,11 +181,12 @@ class E2FormerMLIAP:
         """Atomic numbers of own atoms and ghosts, on the device of LAMMPS' data."""
         if data.ntotal == 0:  # a rank far from all atoms, whose arrays do not exist
             return self._numbers.new_zeros(0)
-        types = torch.as_tensor(data.elems).long()
+        types = torch.as_tensor(data.elems)
+        wait(types.device)  # before anything is read
+        types = types.long()
         if types.device != self._numbers.device:
             self.potential.to(types.device)
             self._numbers = self._numbers.to(types.device)
-        wait(types.device)
         low, high = (int(value) for value in types.aminmax())
         if low < 0 or high >= len(self.element_types):
             raise ValueError(
