@@ -18,17 +18,9 @@ from torch import Tensor
 
 from .graph import VerletList
 from .models import E2FormerPotential
-from .running import check_elements, prepare
+from .running import atomic_numbers, check_elements, prepare
 
 __all__ = ["E2FormerFix"]
-
-# Of atomic numbers 1 to 118.
-SYMBOLS = """
-H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr
-Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb
-Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf
-Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
-"""
 
 
 class E2FormerFix:
@@ -99,7 +91,7 @@ class E2FormerFix:
         self.depth = (self.potential.backbone.num_layers + 1) * self.potential.cutoff
         self.fix_id = fix_id
         self.error: Exception | None = None
-        numbers = _atomic_numbers(elements)
+        numbers = atomic_numbers(elements)
         check_elements(self.potential, numbers)
         self._numbers = torch.tensor([0, *numbers], device=self.device)  # types count from 1
         self._check(len(numbers))
@@ -204,16 +196,3 @@ def _gradient(energy: Tensor, pos: Tensor) -> Tensor:
     if not energy.requires_grad:  # no edge anywhere
         return torch.zeros_like(pos)
     return torch.autograd.grad(energy, pos, materialize_grads=True)[0]
-
-
-def _atomic_numbers(elements: Sequence[int | str]) -> list[int]:
-    symbols = SYMBOLS.split()
-    numbers = []
-    for element in elements:
-        known = element in symbols if isinstance(element, str) else 1 <= element <= len(symbols)
-        if not known:
-            raise ValueError(
-                f"`elements` must hold symbols or atomic numbers in 1..118, found {element!r}"
-            )
-        numbers.append(symbols.index(element) + 1 if isinstance(element, str) else int(element))
-    return numbers

@@ -15,6 +15,13 @@ from .models.embedding import MAX_CHARGE, MAX_SPIN
 
 # The values that a potential takes for granted where it does not read them, and the allowed ones.
 LABELS = {"charge": (0, -MAX_CHARGE, MAX_CHARGE), "spin": (1, 1, MAX_SPIN)}
+# Of atomic numbers 1 to 118.
+SYMBOLS = """
+H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr
+Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb
+Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf
+Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
+"""
 
 
 def prepare(
@@ -61,3 +68,17 @@ def check_label(potential: E2FormerPotential, name: str, value: float) -> int | 
             f"{name}=False"
         )
     return None
+
+
+def atomic_numbers(elements: Iterable[int | str]) -> list[int]:
+    """The atomic numbers of symbols or atomic numbers."""
+    symbols = SYMBOLS.split()
+    numbers = []
+    for element in elements:
+        known = element in symbols if isinstance(element, str) else 1 <= element <= len(symbols)
+        if not known:
+            raise ValueError(
+                f"`elements` must hold symbols or atomic numbers in 1..118, found {element!r}"
+            )
+        numbers.append(symbols.index(element) + 1 if isinstance(element, str) else int(element))
+    return numbers

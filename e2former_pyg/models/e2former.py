@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..functional.degree_linear import add_to_scalars
+from ..functional.inputs import PairTensor, as_pair
 from ..functional.paths import as_orders
 from ..functional.sharing import SharedGeometry
 from ..nn import E2FormerBlock, E2FormerConv, RMSNorm
@@ -227,15 +228,36 @@ class E2Former(nn.Module):
         graph, num_graphs = inputs.graph_of_atom()
         edges, shift = sorted_edges(inputs, self.cutoff, num_graphs)
         scalars = self.embedding(z, graph, num_graphs, charge, spin)
+        return self.layers(scalars, pos, edges, z, shift, strain=strain, batch=graph)
+
+    def layers(
+        self,
+        scalars: Tensor | PairTensor,
+        pos: Tensor | PairTensor,
+        edges: Tensor,
+        z: Tensor | PairTensor,
+        shift: Tensor | None = None,
+        *,
+        strain: Tensor | None = None,
+        batch: Tensor | None = None,
+        exchange: Callable[[Tensor], PairTensor] | None = None,
+    ) -> Tensor:
+        r"""What follows the embedding of the elements, :obj:`scalars`. It also serves a process
+        that owns some of the atoms and knows others of which it needs the features, its ghosts:
+        :obj:`scalars`, :obj:`pos` and :obj:`z` are then pairs of all atoms and of its own, edges
+        lead from all atoms to its own, and :obj:`exchange` is called with features of its own
+        atoms before each block, for those of all atoms and of its own.
+        """
         with SharedGeometry(self.lmax_harmonics) as geometry:
-            x = self.surroundings(scalars, pos, edges, z, shift, strain=strain, batch=graph)
-            x = add_to_scalars(x, scalars)
+            x = self.surroundings(scalars, pos, edges, z, shift, strain=strain, batch=batch)
+            x = add_to_scalars(x, as_pair(scalars, "scalars")[1])
             for block in self.blocks:
                 # Given, not only entered: a checkpointed block runs again outside.
                 run: Callable = block
                 if self.activation_checkpointing and self.training:
                     run = partial(checkpoint, block, use_reentrant=False)
-                x = run(x, pos, edges, z, shift, strain=strain, batch=graph, geometry=geometry)
+                given = x if exchange is None else exchange(x)
+                x = run(given, pos, edges, z, shift, strain=strain, batch=batch, geometry=geometry)
         return self.norm(x)
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,11 +54,7 @@ class InferencePotential:
             raise ValueError(f"`spare_edges` must not be negative, got {spare_edges}")
         self.potential = copy.deepcopy(potential).eval().requires_grad_(False)
         self.spare_edges = spare_edges
-        self._networks = {
-            layer: layer.radial
-            for layer in self.potential.modules()
-            if isinstance(layer, EquivariantMessagePassing)
-        }
+        self._networks = radial_networks(self.potential)
         self._elements: frozenset[int] = frozenset()
         self._captured: dict[tuple[Any, ...], _Replay | None] = {}
         self._checked = _Remembered()
@@ -125,12 +122,7 @@ class InferencePotential:
         present = frozenset(z.unique().tolist())
         if present <= self._elements:
             return
-        elements = sorted(present | self._elements)
-        for network in self._networks.values():
-            network.check_elements(elements)
-        for layer, network in self._networks.items():
-            fixed = _FixedRadial(network, torch.tensor(elements, device=z.device))
-            layer.radial = fixed  # type: ignore[assignment]
+        fix_elements(self._networks, sorted(present | self._elements), z.device)
         self._elements |= present
         self._captured.clear()
 
@@ -171,17 +163,40 @@ class InferencePotential:
         return f"{self.__class__.__name__}({self.potential})"
 
 
+def radial_networks(model: nn.Module) -> dict[EquivariantMessagePassing, RadialNetwork]:
+    """The radial networks of the layers."""
+    layers = (m for m in model.modules() if isinstance(m, EquivariantMessagePassing))
+    return {layer: layer.radial for layer in layers}
+
+
+def fix_elements(
+    networks: dict[EquivariantMessagePassing, RadialNetwork],
+    elements: Sequence[int],
+    device: torch.device,
+) -> None:
+    """Replaces the networks of layers by what they give for some elements."""
+    for network in networks.values():
+        network.check_elements(elements)
+    for layer, network in networks.items():
+        fixed = _FixedRadial(network, torch.tensor(elements, device=device))
+        layer.radial = fixed  # type: ignore[assignment]
+
+
 class _FixedRadial(nn.Module):
     """What a radial network gives for some elements."""
+
+    coefficients: Tensor
+    types: Tensor
 
     def __init__(self, network: RadialNetwork, elements: Tensor) -> None:
         super().__init__()
         splines = network(elements, elements)
         self.num_radial = network.num_radial
         self.cutoff = network.cutoff
-        self.coefficients = splines.coefficients
-        self.types = elements.new_zeros(MAX_ATOMIC_NUMBER + 1)
-        self.types[elements] = splines.target_type
+        types = elements.new_zeros(MAX_ATOMIC_NUMBER + 1)
+        types[elements] = splines.target_type
+        self.register_buffer("coefficients", splines.coefficients)
+        self.register_buffer("types", types)
 
     def forward(self, z_target: Tensor, z_source: Tensor) -> RadialSplines:
         target = self.types[z_target]

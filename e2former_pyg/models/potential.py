@@ -214,7 +214,7 @@ class E2FormerPotential(nn.Module):
                 edges, shift = sorted_edges(inputs, self.cutoff, num_graphs)
                 inputs = inputs._replace(edge_index=edges, edge_shift=shift)
             x = inputs.call(self.backbone, graph, num_graphs, strain=strain)
-            atomic = self.references(self._network_energies(x), inputs.z)
+            atomic = self._atomic_energies(x, inputs.z)
             if self.repulsion is not None:
                 repulsion = self.repulsion(inputs.z, pos, graph, edges, shift, strain)
                 atomic = atomic + repulsion
@@ -235,10 +235,10 @@ class E2FormerPotential(nn.Module):
         return PotentialOutput._make(None if value is None else value.detach() for value in out)
 
     @without_autocast
-    def _network_energies(self, x: Tensor) -> Tensor:
-        """The network's part of the atomic energies, never in half precision by autocast."""
+    def _atomic_energies(self, x: Tensor, z: Tensor) -> Tensor:
+        """Energies of atoms but for the repulsion, never in half precision by autocast."""
         scalars = x[:, 0].to(next(self.energy_head.parameters()).dtype)
-        return self.energy_head(scalars).squeeze(-1)
+        return self.references(self.energy_head(scalars).squeeze(-1), z)
 
     def compile_for_inference(self, *, spare_edges: float = 0.2) -> InferencePotential:
         r"""Returns the fast path for many evaluations, as simulations make them: a function of the

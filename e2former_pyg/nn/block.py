@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch_geometric.typing import Adj
 
 from ..checks import check_tensor
+from ..functional.inputs import PairTensor, as_pair
 from ..functional.sharing import SharedGeometry
 from .attention import E2FormerAttention
 from .feed_forward import GatedFeedForward
@@ -35,10 +36,10 @@ class E2FormerBlock(nn.Module):
             the node's own features, and :obj:`lmax_in` can only be :obj:`lmax`.
 
     Shapes:
-        - **input:** as :class:`E2FormerAttention` with one kind of nodes,
-          :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`, or :math:`(|\mathcal{V}|, C)` if
-          :math:`l_{\max} = 0`; positions and image offsets in Å
-        - **output:** :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`. If
+        - **input:** as :class:`E2FormerAttention`, :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`, or
+          :math:`(|\mathcal{V}|, C)` if :math:`l_{\max} = 0`, or a pair of these of sources and
+          targets, whose features are of one kind; positions and image offsets in Å
+        - **output:** :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`, of the targets. If
           :obj:`return_attention_weights=True`, then :math:`(\mathrm{output},
           ((2, |\mathcal{E}|), (|\mathcal{E}|, H)))`
     """
@@ -73,10 +74,10 @@ class E2FormerBlock(nn.Module):
     @overload
     def forward(
         self,
-        x: Tensor,
-        pos: Tensor,
+        x: Tensor | PairTensor,
+        pos: Tensor | PairTensor,
         edge_index: Adj,
-        z: Tensor | None = None,
+        z: Tensor | PairTensor | None = None,
         edge_shift: Tensor | None = None,
         edge_attr: Tensor | None = None,
         size: tuple[int, int] | None = None,
@@ -90,10 +91,10 @@ class E2FormerBlock(nn.Module):
     @overload
     def forward(
         self,
-        x: Tensor,
-        pos: Tensor,
+        x: Tensor | PairTensor,
+        pos: Tensor | PairTensor,
         edge_index: Adj,
-        z: Tensor | None = None,
+        z: Tensor | PairTensor | None = None,
         edge_shift: Tensor | None = None,
         edge_attr: Tensor | None = None,
         size: tuple[int, int] | None = None,
@@ -106,10 +107,10 @@ class E2FormerBlock(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        pos: Tensor,
+        x: Tensor | PairTensor,
+        pos: Tensor | PairTensor,
         edge_index: Adj,
-        z: Tensor | None = None,
+        z: Tensor | PairTensor | None = None,
         edge_shift: Tensor | None = None,
         edge_attr: Tensor | None = None,
         size: tuple[int, int] | None = None,
@@ -123,12 +124,14 @@ class E2FormerBlock(nn.Module):
 
         Blocks of a model share the geometry of edges through :obj:`geometry`.
         """
-        check_tensor("x", x)
-        if x.dim() == 2 and self.lmax == 0:
-            x = x.unsqueeze(1)
+        sources, targets = as_pair(x, "x")
+        one_kind = sources is targets
+        sources = self._features("x", sources)
+        targets = sources if one_kind else self._features("x[1]", targets)
+        normed = self.norm_attention(sources)
         with nullcontext() if geometry is None else geometry:
             result = self.attention(
-                self.norm_attention(x),
+                normed if one_kind else (normed, self.norm_attention(targets)),
                 pos,
                 edge_index,
                 z,
@@ -139,9 +142,13 @@ class E2FormerBlock(nn.Module):
                 strain=strain,
                 batch=batch,
             )
-        x = x + (result[0] if return_attention_weights else result)
-        x = x + self.feed_forward(self.norm_feed_forward(x))
-        return (x, result[1]) if return_attention_weights else x
+        out = targets + (result[0] if return_attention_weights else result)
+        out = out + self.feed_forward(self.norm_feed_forward(out))
+        return (out, result[1]) if return_attention_weights else out
+
+    def _features(self, name: str, x: Tensor) -> Tensor:
+        check_tensor(name, x)
+        return x.unsqueeze(1) if x.dim() == 2 and self.lmax == 0 else x
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}({self.channels}, lmax={self.lmax}, heads={self.heads})"

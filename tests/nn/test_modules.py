@@ -289,6 +289,21 @@ def test_block_returns_attention_weights(make_graph):
     assert torch.equal(alpha, expected) and alpha.shape == (30, 4)
 
 
+def test_block_of_sources_and_targets(make_graph):
+    """The rows of some nodes alone, whose sources are all of them."""
+    block, graph = make_block(), make_graph()
+    count = 5
+    kept = graph.edge_index[1] < count
+    given = {**graph.arguments(), "edge_index": graph.edge_index[:, kept]}
+    if graph.edge_shift is not None:
+        given["edge_shift"] = graph.edge_shift[kept]
+    for name in ("x", "pos", "z"):
+        if given.get(name) is not None:
+            given[name] = (given[name], given[name][:count])
+    assert int(kept.sum()) > count
+    torch.testing.assert_close(block(**given), block(**graph.arguments())[:count])
+
+
 def test_block_of_scalars(make_graph):
     torch.manual_seed(0)
     block, graph = E2FormerBlock(8, 0, heads=4).double(), make_graph(lmax=0)
@@ -302,8 +317,8 @@ def test_block_refuses_bad_input(make_graph):
         make_block(lmax_in=1)
     make_block(lmax_in=2)
     graph = make_graph()
-    with pytest.raises(TypeError, match=r"`x`.*tuple"):
-        make_block()(**graph.replace(x=(graph.x, graph.x)).arguments())
+    with pytest.raises(TypeError, match=r"`x\[1\]` must be a Tensor, got NoneType"):
+        make_block()(**graph.replace(x=(graph.x, None)).arguments())
     with pytest.raises(TypeError, match=r"`x`.*float64.*float32"):
         make_block()(**graph.replace(x=graph.x.float()).arguments())
 

@@ -1,5 +1,9 @@
-"""Potentials and structures to run simulations with."""
+"""Potentials and structures to run simulations with. Scripts and stand-ins beside the tests are
+on the path.
+"""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +12,8 @@ import torch
 from ase import Atoms
 
 from e2former_pyg import E2FormerPotential
+
+sys.path.append(str(Path(__file__).parent))
 
 SETTINGS = {
     "hidden_channels": 8,

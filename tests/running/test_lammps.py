@@ -17,7 +17,8 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
 from e2former_pyg.ase import E2FormerCalculator
-from e2former_pyg.lammps import SYMBOLS, E2FormerFix, _atomic_numbers
+from e2former_pyg.lammps import E2FormerFix
+from e2former_pyg.running import SYMBOLS, atomic_numbers
 
 CASE = Path(__file__).with_name("lammps_case.py")
 STEPS, TIME_STEP = 20, 0.5
@@ -129,10 +130,10 @@ def test_elements() -> None:
     from ase.data import chemical_symbols
 
     assert SYMBOLS.split() == chemical_symbols[1:]
-    assert _atomic_numbers(["H", 6, "Og", np.int64(79)]) == [1, 6, 118, 79]
+    assert atomic_numbers(["H", 6, "Og", np.int64(79)]) == [1, 6, 118, 79]
     for bad in ("Xx", 0, 119):
         with pytest.raises(ValueError, match="`elements` must hold symbols or atomic numbers"):
-            _atomic_numbers([bad])
+            atomic_numbers([bad])
 
 
 class Stand:
