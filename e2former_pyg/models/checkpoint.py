@@ -26,12 +26,19 @@ def config_text(config: dict[str, Any]) -> str:
     return json.dumps(config, default=lambda value: value.item())
 
 
+def class_name(model: nn.Module) -> str:
+    """The name of the class that was built, which FSDP covers with a subclass of its own."""
+    classes = type(model).__mro__
+    return next(c.__name__ for c in classes if not c.__module__.startswith("torch.distributed"))
+
+
 def save_checkpoint(
     path: str | Path, model: nn.Module, backbone: nn.Module, config: dict[str, Any]
 ) -> None:
     """Saves ``model``, whose arguments are ``config`` and those of its backbone.
 
-    Writes to a temporary file first, so that an interruption costs no older checkpoint.
+    Writes to a temporary file first, so that an interruption costs no older checkpoint. All
+    processes of a sharded model have to call it, of which the first one writes.
     """
     if type(backbone) is not E2Former:
         raise TypeError(
@@ -43,13 +50,17 @@ def save_checkpoint(
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "class": type(model).__name__,
+        "class": class_name(model),
         "config": config_text(settings),
     }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    tensors = {
-        key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
-    }
+    tensors, sharded = {}, False
+    for key, value in model.state_dict().items():
+        if hasattr(value, "full_tensor"):  # a DTensor, which not every build of PyTorch has
+            value, sharded = value.full_tensor(), True
+        tensors[key] = value.detach().cpu().contiguous().clone()
+    if sharded and torch.distributed.get_rank() != 0:
+        return
     try:
         save_file(tensors, temporary, metadata)
         os.replace(temporary, path)

@@ -260,6 +260,8 @@ class E2FormerPotential(nn.Module):
     def save(self, path: str | Path) -> None:
         r"""Saves weights and configuration to one safetensors file.
 
+        All processes of a sharded model have to call it; the first one writes.
+
         Args:
             path (str or Path): Where to, usually ending in ``.safetensors``.
 

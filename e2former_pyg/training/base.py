@@ -14,7 +14,7 @@ from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 
 from ..models import E2FormerPotential, E2FormerProperty
-from ..models.checkpoint import config_text, read_checkpoint
+from ..models.checkpoint import class_name, config_text, read_checkpoint
 from .metrics import Mean
 from .optimizer import WarmupCosine, parameter_groups
 from .random_state import gather_random_states, set_random_state
@@ -183,7 +183,7 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = {
-            "class": type(self.model).__name__,
+            "class": class_name(self.model),
             "config": config_text(self.model.config),
             "random_states": gather_random_states(),
         }

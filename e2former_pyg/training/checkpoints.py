@@ -102,7 +102,8 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.step = 0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Before, strategies that shard have not looked for a checkpoint to go on with.
         path = folder(trainer.default_root_dir) / self.NAME
         # Nobody writes before all have looked.
         exists = trainer.strategy.broadcast(path.exists())
@@ -111,8 +112,6 @@ class LastCheckpoint(Checkpoint):
                 f"'{path}' is the checkpoint of another run: pass `ckpt_path` to go on with it, "
                 "or another `default_root_dir`"
             )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:

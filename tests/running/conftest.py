@@ -2,16 +2,21 @@
 on the path.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
 
 from e2former_pyg import E2FormerPotential
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -45,6 +50,8 @@ def make(dtype=torch.float64, scale: float = 0.3, seed: int = 0, **options) -> E
 
 def molecule() -> Atoms:
     """Nine atoms in no plane."""
+    from ase import Atoms
+
     positions = [
         [0.0, 0.0, 0.0],
         [1.5, 0.1, -0.1],
@@ -61,6 +68,8 @@ def molecule() -> Atoms:
 
 def crystal(repeat: int = 1) -> Atoms:
     """A triclinic cell with heights below the cutoff, some of its atoms outside of it."""
+    from ase import Atoms
+
     cell = np.array([[4.4, 0.0, 0.0], [0.9, 4.0, 0.0], [-0.6, 0.7, 4.6]])
     scaled = [[0, 0, 0], [0.5, 0.45, 0.1], [0.1, 0.5, 0.55], [0.55, 0.05, 0.6], [1.25, 0.2, -0.3]]
     noise = np.random.default_rng(0).normal(scale=0.05, size=(5, 3))

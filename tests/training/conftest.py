@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("lightning")
 sys.path.append(str(Path(__file__).parent))
 
 
