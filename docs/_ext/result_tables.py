@@ -198,7 +198,8 @@ def peers(load: Load) -> Content:
     header = ["beside", "pass", "atoms", "their ms", "ours", "ratio", "their MiB", "ours"]
     rows = []
     for row in load("peers_h100"):
-        if row.get("peer") and row["right"] and row.get("peer_ms"):
+        sizes = row["series"] == "atoms"
+        if sizes and row.get("peer") and row["right"] and row.get("peer_ms"):
             ratio = row["peer_ms"] / row["ours_ms"]
             times = f"{row['peer_ms']:.1f}", f"{row['ours_ms']:.2f}"
             memory = f"{row['peer_peak_mib']:,.0f}", f"{row['ours_peak_mib']:,.0f}"

@@ -1,22 +1,27 @@
 """The comparison with other libraries runs, and gives a wrong result no ratio."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
 import types
 from pathlib import Path
 
-import attention_systems
+import model_systems
 import peers
 import peers_convolutions
+import peers_evaluation
 import peers_models
+import peers_systems
 import pytest
 import torch
 from attention_measure import Meter
 from attention_problems import Contender, Operation
 from attention_systems import Setting
-from peers_cases import GROUPS, PACKAGES, Case, all_cases
+from peers_cases import GROUPS, PACKAGES, SERIES, Case, all_cases
 from peers_contest import Contest, bare_package
+
+from e2former_pyg import E2FormerPotential
 
 FIELDS = {"case", "peer", "version", "atoms", "edges", "peer_ms", "ours_ms", "ratio"}
 FIELDS |= {"peer_peak_mib", "ours_peak_mib", "peer_spread", "ours_spread", "environment"}
@@ -38,7 +43,8 @@ def run(out: Path, *arguments: str) -> tuple[int, dict[str, dict]]:
 @pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
     groups = ("potential", "e3nn", "transformer", "schnet", "visnet")
-    status, records = run(tmp_path, "--atoms", "24", "--sizes", "24", "--cases", *groups)
+    some = ["--atoms", "24", "--sizes", "24", "--series", "atoms"]
+    status, records = run(tmp_path, *some, "--cases", *groups)
     assert status == 0
     assert {record["case"].split("/")[0] for record in records.values()} == set(groups)
     assert len(records) == 2 + 4 + 2 + 1 + 1
@@ -51,7 +57,7 @@ def test_dry_run(tmp_path: Path) -> None:
             assert record["ratio"] == pytest.approx(record["peer_ms"] / record["ours_ms"])
             assert record["version"].startswith(PACKAGES[record["peer"]][0])
     assert 0 < records["e3nn/orders012/forward/24"]["worst_error"] < 1e-5
-    for name in ("bars", "atoms"):
+    for name in ("bars", "atoms", "ns_per_day"):
         assert (tmp_path / f"peers_cpu_{name}.png").stat().st_size > 1000
 
 
@@ -78,15 +84,17 @@ def test_a_wrong_result_has_no_ratio(tmp_path: Path, monkeypatch, capsys, side: 
 
 
 def test_a_result_that_is_not_finite_has_no_ratio(tmp_path: Path, monkeypatch) -> None:
-    right = peers_models._by_autograd
+    right = peers_models.by_autograd
 
     def nan(*args):
-        results = right(*args)
-        results["forces"][3, 1] = float("nan")
-        return results
+        energies, forces = right(*args)
+        forces[3, 1] = float("nan")
+        return energies, forces
 
-    monkeypatch.setattr(peers_models, "_by_autograd", nan)
-    status, records = run(tmp_path, "--atoms", "12", "--sizes", "12", "--cases", "schnet")
+    monkeypatch.setattr(peers_models, "by_autograd", nan)
+    status, records = run(
+        tmp_path, "--atoms", "12", "--sizes", "12", "--series", "atoms", "--cases", "schnet"
+    )
     assert status == 1 and records["schnet/model/energy+forces/12"]["ratio"] is None
 
 
@@ -138,10 +146,9 @@ def test_a_compiled_potential_is_used_and_checked(tmp_path: Path, monkeypatch) -
 
         return compiled
 
-    arguments = ["--atoms", "12", "--sizes", "12", "--cases", "schnet"]
-    monkeypatch.setattr(
-        peers_models.E2FormerPotential, peers_models.COMPILE, compile_for_inference, raising=False
-    )
+    arguments = ["--atoms", "12", "--sizes", "12", "--series", "atoms", "--cases", "schnet"]
+    name = peers_evaluation.COMPILE
+    monkeypatch.setattr(E2FormerPotential, name, compile_for_inference, raising=False)
     for right in (True, False):
         _, records = run(tmp_path, *arguments)
         record = records["schnet/model/energy+forces/12"]
@@ -183,8 +190,12 @@ def test_cases_are_named_once_and_cover_every_library() -> None:
     names = [case.name for case in all_cases(10_240, 128)]
     assert len(names) == len(set(names))
     assert {name.split("/")[0] for name in names} == set(GROUPS) == peers.CONTESTS.keys()
-    sizes = {case.atoms for case in all_cases(10_240, 128) if case.group == "potential"}
-    assert sizes == {100, 1_024, 10_240, 102_400}
+    cases = list(all_cases(10_240, 128))
+    assert {case.series for case in cases} == set(SERIES)
+    ours = [case for case in cases if case.group == "potential"]
+    sizes = {series: {case.atoms for case in ours if case.series == series} for series in SERIES}
+    assert sizes["atoms"] == {100, 1_024, 10_240, 102_400}
+    assert sizes["training"] == {20 * 9, 64 * 21, 5_000}
 
 
 @pytest.mark.parametrize("name", ["mace", "nequip", "schnet", "visnet"])
@@ -192,29 +203,29 @@ def test_models_get_the_periodic_system(monkeypatch, name: str) -> None:
     """Forces are the gradient of the energy, and an atom may be replaced by its image."""
     if name in ("mace", "nequip"):
         pytest.importorskip(name)
-    pos, graph = attention_systems.make_atoms(40, 4.924, "cpu")
-    length = (40 / attention_systems.DENSITY) ** (1 / 3)
-    case, meter = Case(name, "model", "energy+forces", 40, 16), Meter("cpu", repeats=2, seconds=0)
+    system = model_systems.solid(40, "cpu")
+    pos, shifts = system.pos, system.edge_shift
+    length = (40 / model_systems.DENSITY) ** (1 / 3)
+    case = Case(name, "model", "energy+forces", 40, 16)
 
     def results(pos: torch.Tensor, shift: torch.Tensor) -> dict[str, torch.Tensor]:
-        moved = attention_systems.Graph(
-            graph.edge_index, shift, graph.source_type, graph.target_type
-        )
-        monkeypatch.setattr(peers_models, "make_atoms", lambda *args: (pos, moved))
-        return peers_models.MODELS[name](case, meter).peer()
+        moved = dataclasses.replace(system, pos=pos, edge_shift=shift)
+        monkeypatch.setattr(peers_systems, "solid", lambda *args: moved)
+        peer = peers_models.PEERS[name](peers_systems.Atoms.make(case, "cpu"), False)
+        return dict(zip(("energy", "forces"), peer.evaluate(), strict=True))
 
-    out = results(pos, graph.edge_shift)
+    out = results(pos, shifts)
     direction = torch.randn(pos.shape, generator=torch.Generator().manual_seed(0))
     step = 5e-4 * direction
-    energies = [results(pos + sign * step, graph.edge_shift)["energy"].double() for sign in (1, -1)]
+    energies = [results(pos + sign * step, shifts)["energy"].double() for sign in (1, -1)]
     slope = float((energies[0] - energies[1]).sum() / 1e-3)
     scale = float(out["forces"].norm())  # of the sum below, for a direction of normal numbers
     assert slope == pytest.approx(-float((out["forces"] * direction).sum()), abs=0.01 * scale)
 
     offset = torch.zeros_like(pos)
     offset[:20] = length * torch.tensor([1.0, 0.0, -1.0])
-    source, target = graph.edge_index.as_tensor()
-    image = results(pos + offset, graph.edge_shift - offset[source] + offset[target])
+    source, target = system.edge_index.as_tensor()
+    image = results(pos + offset, shifts - offset[source] + offset[target])
     torch.testing.assert_close(image["energy"], out["energy"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(image["forces"], out["forces"], rtol=1e-3, atol=1e-4)
 
