@@ -90,8 +90,14 @@ def all_cases(atoms: int, channels: int) -> Iterator[Case]:
     for size in sorted({min(SMALL, few), few, atoms, 10 * atoms}):
         for which in ("energy+forces", "neighbours+energy+forces"):
             yield Case("potential", "model", which, size, channels)
-    for group, sizes in (("mace", (few, atoms)), ("nequip", (atoms, few))):
-        for size in sizes:
+    usual, least, most = (few, atoms), min(SMALL, few), 10 * atoms
+    for group, sizes in (
+        ("mace", (*usual, least, most)),
+        ("nequip", (*usual, least)),  # 14 GB at the usual size
+        ("schnet", (*usual, least, most)),
+        ("visnet", (*usual, least)),  # 59 GB
+    ):
+        for size in dict.fromkeys(sizes):
             yield Case(group, "model", "energy+forces", size, channels)
     for size in (atoms, few):
         yield from layer("escn", "block", size)
@@ -103,8 +109,6 @@ def all_cases(atoms: int, channels: int) -> Iterator[Case]:
         for part in ORDERS:
             yield from layer("e3nn", part, size)
         yield from layer("transformer", "scalars", size)
-        for group in ("schnet", "visnet"):
-            yield Case(group, "model", "energy+forces", size, channels)
     yield from _training(atoms, channels)
     yield from _sweeps(atoms, channels)
 

@@ -13,12 +13,14 @@ import peers_convolutions
 import peers_evaluation
 import peers_models
 import peers_systems
+import peers_training
 import pytest
 import torch
 from attention_measure import Meter
 from attention_problems import Contender, Operation
 from attention_systems import Setting
-from peers_cases import GROUPS, PACKAGES, SERIES, Case, all_cases
+from model_train import eager_step, squared_errors
+from peers_cases import GROUPS, PACKAGES, SERIES, TRAINING, Case, all_cases
 from peers_contest import Contest, bare_package
 
 from e2former_pyg import E2FormerPotential
@@ -228,6 +230,97 @@ def test_models_get_the_periodic_system(monkeypatch, name: str) -> None:
     image = results(pos + offset, shifts - offset[source] + offset[target])
     torch.testing.assert_close(image["energy"], out["energy"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(image["forces"], out["forces"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", peers_models.PEERS)
+def test_peers_are_trained_with_forces(name: str) -> None:
+    """The gradients of a loss with forces are its derivatives by the weights."""
+    if name in ("mace", "nequip"):
+        pytest.importorskip(name)
+    atoms = peers_systems.Atoms.make(Case(name, "ethanol", TRAINING, 2 * 9, 16), "cpu")
+    peer, labels = peers_models.PEERS[name](atoms, True), atoms.system.labels()
+
+    def loss() -> torch.Tensor:
+        energies, forces = peer.evaluate()
+        assert energies.shape == (2,) and forces.shape == (18, 3)
+        return squared_errors(torch.zeros(2), 100 * forces, labels | {"energy": torch.zeros(2)})
+
+    parameters = list(peer.module.parameters())
+    eager_step(peer.module, loss)()  # which leaves gradients, at the weights before it
+    peer.module.zero_grad()
+    loss().backward(inputs=parameters)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+    assert sum(bool(gradient.count_nonzero()) for gradient in gradients) > len(gradients) / 2
+    step = 1e-3 / sum(float(gradient.square().sum()) for gradient in gradients) ** 0.5
+    values = []
+    for factor in (step, -2 * step):
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter += factor * gradient
+        values.append(float(loss().detach().double()))
+    slope = (values[0] - values[1]) / (2 * step)
+    assert slope == pytest.approx(sum(float(g.square().sum()) for g in gradients), rel=0.05)
+
+
+@pytest.mark.slow
+def test_training_steps_are_compared_and_checked(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(peers_systems.SMALL, "num_layers", 1)
+    peers_training.our_step.cache_clear()
+    arguments = ["--atoms", "9", "--series", "training", "--match", "ethanol", "--cases"]
+    status, records = run(tmp_path, *arguments, "potential", "schnet")
+    assert status == 0
+    record = records["schnet/ethanol/training step/9"]
+    assert record["right"] and record["graphs"] == 1 and record["edges"] == 72
+    assert 0 < record["worst_error"] < 1e-5
+    for side in ("peer", "ours"):
+        assert record[f"{side}_steps_per_s"] == pytest.approx(1e3 / record[f"{side}_ms"])
+    assert records["potential/ethanol/training step/9"]["ours_steps_per_s"] > 0
+    assert (tmp_path / "peers_cpu_training.png").stat().st_size > 1000
+
+    peers_training.our_step.cache_clear()
+    monkeypatch.setattr(peers_training, "gradient_error", lambda *args: 2e-3)
+    status, records = run(tmp_path, *arguments, "schnet")
+    peers_training.our_step.cache_clear()
+    record = records["schnet/ethanol/training step/9"]
+    assert status == 1 and not record["right"] and record["ratio"] is None
+
+
+def test_times_become_rates() -> None:
+    times = {"peer_ms": 86.4, "ours_ms": None}
+    for which in ("energy+forces", "neighbours+energy+forces"):
+        found = peers.rates({"pass": which, **times})
+        assert found["peer_ns_per_day"] == pytest.approx(1.0) and found["time_step_fs"] == 1.0
+        assert found["ours_ns_per_day"] is None
+    found = peers.rates({"pass": TRAINING, "peer_ms": 500.0, "ours_ms": 4.0})
+    assert found == {"peer_steps_per_s": 2.0, "ours_steps_per_s": 250.0}
+    assert peers.rates({"pass": "forward", **times}) == {}
+
+
+@pytest.mark.slow
+def test_degrees_and_lmax_are_swept(tmp_path: Path) -> None:
+    arguments = ["--atoms", "30", "--series", "degree", "lmax", "--cases", "e3nn", "transformer"]
+    status, records = run(tmp_path, *arguments, "--match", "cutoff=[45]|lmax=[13]")
+    assert status == 0
+    names = [f"e3nn/order1/forward+backward/12/{end}" for end in ("cutoff=4", "cutoff=5")]
+    few, many = (records[name] for name in names)
+    assert few["edges"] < many["edges"] and (few["cutoff"], many["cutoff"]) == (4.0, 5.0)
+    names = [f"e3nn/order1/forward+backward/12/{end}" for end in ("lmax=1", "lmax=3")]
+    assert [records[name]["paths"] for name in names] == [3, 9]
+    assert len(records) == 2 + 2 + 2  # the transformer has no degrees
+    for name in ("degree", "lmax"):
+        assert (tmp_path / f"peers_cpu_{name}.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_case_can_have_a_limit(tmp_path: Path) -> None:
+    arguments = ["--atoms", "12", "--match", "^transformer/scalars/forward/12$", "--limit"]
+    status, records = run(tmp_path, *arguments, "0.1")
+    (record,) = records.values()
+    assert status == 1 and record["peer"] == "transformer" and record["atoms"] == 12
+    assert record["error"] == "TimeoutError: not done after 0.1 s"
+    status, records = run(tmp_path, *arguments, "300")
+    (record,) = records.values()
+    assert status == 0 and record["right"] and record.keys() >= FIELDS
 
 
 def test_settings_of_the_process_are_kept() -> None:
