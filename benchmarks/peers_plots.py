@@ -22,8 +22,13 @@ from matplotlib.figure import Figure
 Record = dict[str, Any]
 Quantities = Sequence[tuple[str, str]]
 QUANTITIES = (("milliseconds", "ms"), ("MiB beyond inputs and outputs", "peak_mib"))
+SPEED = (("ns/day with steps of 1 fs, evaluations alone", "ns_per_day"),)
 MODELS = "energy+forces"
 OURS = "e2former_pyg"
+# Each has its colour in all plots.
+MODEL_PEERS = ("mace", "nequip", "schnet", "visnet")
+OTHERS = ("e3nn", "cuequivariance", "openequivariance", "escn", "equiformer", "transformer")
+COLORS = {name: f"C{n}" for n, name in enumerate((*MODEL_PEERS, *OTHERS))} | {OURS: "black"}
 SWEEPS: dict[str, tuple[str, Callable[[Record], float]]] = {
     "degree": ("neighbours", lambda record: record["edges"] / record["atoms"]),
     "lmax": ("lmax", lambda record: record["lmax"]),
@@ -76,10 +81,10 @@ def plot_bars(records: list[Record], path: Path) -> None:
 
 def _sides(records: list[Record]) -> dict[str, list[Record]]:
     """Records by what they say of: each peer, and ours from the records without one."""
-    named: dict[str, list[Record]] = {}
+    named: dict[str, list[Record]] = {name: [] for name in (OURS, *MODEL_PEERS)}
     for record in records:
-        named.setdefault(record["peer"] or OURS, []).append(record)
-    return named
+        named[record["peer"] or OURS].append(record)
+    return {name: rows for name, rows in named.items() if rows}
 
 
 def _side(name: str) -> str:
@@ -102,7 +107,7 @@ def _finish(figure: Figure, panels: Iterable[Axes], title: str, path: Path) -> N
     plt.close(figure)
 
 
-def plot_atoms(records: list[Record], path: Path, quantities: Quantities) -> None:
+def plot_atoms(quantities: Quantities, records: list[Record], path: Path) -> None:
     """Models against the number of atoms, ours from the cases without a peer."""
     size = (max(5 * len(quantities), 6), 4.2)
     figure, panels = plt.subplots(1, len(quantities), squeeze=False, figsize=size)
@@ -111,7 +116,7 @@ def plot_atoms(records: list[Record], path: Path, quantities: Quantities) -> Non
             found = [(r["atoms"], r[f"{_side(name)}_{key}"]) for r in rows]
             points = sorted(point for point in found if point[1])
             if points:
-                panel.plot(*zip(*points, strict=True), marker="o", label=name)
+                panel.plot(*zip(*points, strict=True), "o-", label=name, color=COLORS[name])
         panel.set(xscale="log", yscale="log", xlabel="atoms", ylabel=title)
     _finish(figure, panels.flatten(), f"Energy and forces, {_machine(records[0])}", path)
 
@@ -124,7 +129,7 @@ def plot_training(records: list[Record], path: Path) -> None:
         rows = [record for record in records if record["part"] == part]
         for place, (name, found) in enumerate(_sides(rows).items()):
             steps = found[0][f"{_side(name)}_steps_per_s"] or 0.0
-            bar = panel.bar(place, steps, label=name, color=f"C{place}")
+            bar = panel.bar(place, steps, label=name, color=COLORS[name])
             panel.bar_label(bar, fmt="%.3g", fontsize=8)
         what = f"{rows[0]['atoms']} atoms, {rows[0]['edges']} edges"
         panel.set(yscale="log", xticks=[], title=f"{part}, {what}", ylabel="training steps/s")
@@ -142,15 +147,16 @@ def plot_sweep(series: str, records: list[Record], path: Path) -> None:
     for row, purpose in zip(panels, purposes, strict=True):
         found = [record for record in records if _purpose(record) == purpose]
         for panel, (title, key) in zip(row, QUANTITIES, strict=True):
-            lines: dict[tuple[str, str], dict[float, float]] = {}
+            lines: dict[str, dict[float, float]] = {OURS: {}}
             for record in found:
                 for side, name in (("ours", OURS), ("peer", record["peer"])):
                     if record[f"{side}_{key}"] is not None:
-                        lines.setdefault((side, name), {})[place(record)] = record[f"{side}_{key}"]
-            for (side, name), points in lines.items():
-                style = {"color": "black", "zorder": 3} if side == "ours" else {}
-                x, y = zip(*sorted(points.items()), strict=True)
-                panel.plot(x, y, marker="o", label=name, **style)
+                        lines.setdefault(name, {})[place(record)] = record[f"{side}_{key}"]
+            for name, points in lines.items():
+                x = sorted(points)
+                panel.plot(x, [points[n] for n in x], "o-", label=name, color=COLORS[name])
+            if series == "lmax":
+                panel.set_xticks(sorted({place(record) for record in found}))
             # Nothing at all is a result for memory.
             scale = {"value": "log"} if key == "ms" else {"value": "symlog", "linthresh": 1.0}
             panel.set_yscale(**scale)
@@ -170,28 +176,31 @@ def _machine(record: Record) -> str:
     return here["gpu"] or here["cpu"]
 
 
-def plot_all(source: Path) -> list[Path]:
-    """Writes the plots for which there are results beside them."""
-    records = [record for record in json.loads(source.read_text()) if record.get("right")]
+def plots_of(records: list[Record]) -> dict[str, Callable[[Path], None]]:
+    """The plots for which there are records, by name, as functions that write them."""
+    records = [record for record in records if record.get("right")]
     by_series: dict[str, list[Record]] = {}
     for record in records:
         by_series.setdefault(record["series"], []).append(record)
     sizes = by_series.get("atoms", [])
     models = [record for record in sizes if record["pass"] == MODELS]
-    speed = (("ns/day with steps of 1 fs, evaluations alone", "ns_per_day"),)
-    plots: dict[str, tuple[list[Record], Callable[[list[Record], Path], None]]] = {
+    drawn: dict[str, tuple[list[Record], Callable[[list[Record], Path], None]]] = {
         "bars": ([record for record in sizes if record["peer"]], plot_bars),
-        "atoms": (models, lambda rows, path: plot_atoms(rows, path, _measured(rows))),
-        "ns_per_day": (models, lambda rows, path: plot_atoms(rows, path, speed)),
+        "atoms": (models, partial(plot_atoms, _measured(models))),
+        "ns_per_day": (models, partial(plot_atoms, SPEED)),
         "training": (by_series.get("training", []), plot_training),
     }
     for name in SWEEPS:
-        plots[name] = (by_series.get(name, []), partial(plot_sweep, name))
+        drawn[name] = (by_series.get(name, []), partial(plot_sweep, name))
+    return {name: partial(draw, rows) for name, (rows, draw) in drawn.items() if rows}
+
+
+def plot_all(source: Path) -> list[Path]:
+    """Writes the plots beside the results."""
     paths = []
-    for name, (rows, draw) in plots.items():
-        if rows:
-            paths.append(source.with_name(f"{source.stem}_{name}.png"))
-            draw(rows, paths[-1])
+    for name, draw in plots_of(json.loads(source.read_text())).items():
+        paths.append(source.with_name(f"{source.stem}_{name}.png"))
+        draw(paths[-1])
     return paths
 
 
