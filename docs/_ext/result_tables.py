@@ -24,6 +24,13 @@ TRAINING = {
     "train/64 aspirin": "64 aspirin molecules, the same model",
     "train/5000 atoms": "5,000 atoms, 4 layers, 128 channels",
 }
+MODELS = {
+    None: "ours",
+    "mace": "MACE",
+    "nequip": "NequIP",
+    "schnet": "SchNet",
+    "visnet": "ViSNet",
+}
 PASSES = {"forward": "forward", "forward+backward": "backward", "energy+forces": "forces"}
 
 
@@ -212,6 +219,29 @@ def peers(load: Load) -> Content:
     return header, rows
 
 
+def _of_models(records: list[Record], label: Callable[[Record], str], key: str) -> list[list[str]]:
+    """A row for each label with a quantity of ours and of each other model."""
+    rows: dict[str, dict[str | None, str]] = {}
+    for row in records:
+        side = "peer" if row["peer"] else "ours"
+        value = row.get(f"{side}_{key}")
+        rows.setdefault(label(row), {})[row["peer"]] = "–" if value is None else f"{value:.3g}"
+    return [[name, *(found.get(peer, "–") for peer in MODELS)] for name, found in rows.items()]
+
+
+def peer_speeds(load: Load) -> Content:
+    """ns/day."""
+    records = [
+        row
+        for row in load("peers_h100")
+        if row["series"] == "atoms" and row["pass"] == "energy+forces" and "error" not in row
+    ]
+    records.sort(key=lambda row: row["atoms"])
+    return ["atoms", *MODELS.values()], _of_models(
+        records, lambda row: f"{row['atoms']:,}", "ns_per_day"
+    )
+
+
 def data_reading(load: Load) -> Content:
     names = {"spice": "SPICEDataset", "aselmdb": "OMol25Dataset", "npz": "NPZDataset"}
     rows = []
@@ -254,6 +284,7 @@ TABLES: dict[str, Callable[[Load], Content]] = {
     "potentials": potentials,
     "training-steps": training_steps,
     "peers": peers,
+    "peer-speeds": peer_speeds,
     "data-reading": data_reading,
     "ethanol": ethanol,
 }
