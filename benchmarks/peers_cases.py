@@ -12,7 +12,7 @@ CUEQUIVARIANCE = ("cuequivariance-torch", "cuequivariance-ops-torch-cu13")
 PACKAGES: dict[str, tuple[str, ...]] = {
     "potential": (),
     "mace": ("mace-torch", *CUEQUIVARIANCE),
-    "nequip": ("nequip", *CUEQUIVARIANCE),
+    "nequip": ("nequip", *CUEQUIVARIANCE, "openequivariance"),
     "escn": ("fairchem-core",),
     "equiformer": ("fairchem-core",),
     "cuequivariance": CUEQUIVARIANCE,
