@@ -25,16 +25,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms, units
+from ase import Atoms as Structure
+from ase import units
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
-from attention import card_name
 from attention_measure import Meter
 from attention_systems import DENSITY
+from case_loop import card_name
 from common import RESULTS, write_result
 from model_systems import LARGE, make_model, solid
 from peers_cases import Case
-from peers_models import mace_contest
+from peers_models import mace_peer
+from peers_systems import Atoms
 from tqdm import tqdm
 
 from e2former_pyg import E2FormerPotential
@@ -45,10 +47,10 @@ TIME_STEP, TEMPERATURE = 0.5, 300.0
 WARMUP = 5
 
 
-def make_atoms(atoms: int, device: str) -> Atoms:
+def make_atoms(atoms: int, device: str) -> Structure:
     system = solid(atoms, device)
     length = (atoms / DENSITY) ** (1 / 3)
-    structure = Atoms(system.z.cpu().numpy(), system.pos.cpu().double().numpy(), pbc=True)
+    structure = Structure(system.z.cpu().numpy(), system.pos.cpu().double().numpy(), pbc=True)
     structure.set_cell(3 * [length])
     MaxwellBoltzmannDistribution(structure, temperature_K=TEMPERATURE, rng=np.random.default_rng(0))
     return structure
@@ -148,12 +150,12 @@ def described(samples: list[float]) -> dict[str, float]:
 
 def mace_ms(atoms: int, channels: int, meter: Meter) -> float | None:
     try:
-        contest = mace_contest(Case("mace", "model", "energy+forces", atoms, channels), meter)
+        case = Case("mace", "model", "energy+forces", atoms, channels)
+        peer = mace_peer(Atoms.make(case, str(meter.device)), training=False)
     except ImportError as error:
         print(f"no MACE: {error}")
         return None
-    assert contest.peer is not None
-    return meter.times([contest.peer])[0].median
+    return meter.times([peer.evaluate])[0].median
 
 
 def main(arguments: list[str] | None = None) -> None:

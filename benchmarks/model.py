@@ -29,21 +29,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from attention import ResultFile, card_name, versions
 from attention_measure import Meter
-from common import RESULTS, environment
+from case_loop import ResultFile, about_card, add_options, card_name, run_cases
 from model_evaluate import evaluate, largest, shares
 from model_systems import ASPIRIN, ETHANOL, LARGE, SMALL, molecules, solid
 from model_train import train
-from tqdm import tqdm
 
 GROUPS = ("evaluate", "train", "profile", "degree", "largest")
 ATOMS = (100, 1024, 10_240, 102_400)
@@ -113,42 +108,15 @@ def line(record: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=GROUPS, default=GROUPS, metavar="GROUP")
-    parser.add_argument("--device", default="cuda")
     parser.add_argument("--atoms", type=int, nargs="+", default=ATOMS)
-    parser.add_argument("--channels", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=20, help="least runs behind a median")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time of each measurement")
-    parser.add_argument("--minutes", type=float, default=9.0, help="no case begins after this")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    add_options(parser, repeats=20, seconds=1.0)
     args = parser.parse_args(arguments)
-    deadline = time.perf_counter() + 60 * args.minutes
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     meter = Meter(args.device, args.repeats, args.seconds)
-    name = card_name(args.device)
-    card = environment()["cpu"] if name == "cpu" else torch.cuda.get_device_name(args.device)
-    results = ResultFile(args.out / f"model_{name}.json")
-    failed, skipped = [], []
+    results = ResultFile(args.out / f"model_{card_name(args.device)}.json")
     cases = make_cases(meter, args.cases, list(args.atoms), args.channels)
-    for case, run in tqdm(cases.items(), file=sys.stderr, dynamic_ncols=True):
-        if time.perf_counter() > deadline:
-            skipped.append(case)
-            continue
-        try:
-            record = run()
-        except Exception as error:
-            tqdm.write(traceback.format_exc(), file=sys.stderr)
-            record = {"case": case, "error": f"{type(error).__name__}: {error}"}
-        if not record.get("right", False):
-            failed.append(case)
-        date = environment()["date"]
-        results.add({**record, "versions": versions(), "card": card, "date": date})
-        tqdm.write(line(record), file=sys.stdout)
-        meter.release()
-    print(f"records in {results.path}")
-    for what, names in (("out of time, not run", skipped), ("wrong or failed", failed)):
-        if names:
-            print(f"{what}: {', '.join(names)}")
-    return 1 if failed else 0
+    about = partial(about_card, args.device)
+    return run_cases(cases, results, meter, line, about, args.minutes)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ there, unless there is a record from where they were. See NOTES.md.
 
     python benchmarks/peers.py
     python benchmarks/peers.py --cases potential mace --minutes 3
+    python benchmarks/peers.py --series training degree lmax
     python benchmarks/peers.py --device cpu --atoms 64 --channels 16 --repeats 2 --seconds 0 \\
         --out DIR
 """
@@ -15,29 +16,45 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+import subprocess
 import sys
+import tempfile
 import time
-import traceback
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from attention import ResultFile, card_name, versions
 from attention_measure import Meter, Timing
-from common import RESULTS, environment
-from peers_cases import GROUPS, PACKAGES, Case, all_cases
+from case_loop import (
+    ResultFile,
+    add_options,
+    attempted,
+    card_name,
+    plot,
+    run_cases,
+    versions,
+)
+from common import environment
+from peers_cases import GROUPS, PACKAGES, SERIES, TRAINED, TRAINING, Case, all_cases
 from peers_contest import Contest, Run
 from peers_convolutions import LIBRARIES, convolution_contest
+from peers_evaluation import evaluation_contest
 from peers_layers import LAYERS
-from peers_models import MODELS
-from tqdm import tqdm
+from peers_training import training_contest
 
-CONTESTS = {**MODELS, **LAYERS, **dict.fromkeys(LIBRARIES, convolution_contest)}
+CONTESTS = {
+    **dict.fromkeys(TRAINED, evaluation_contest),
+    **LAYERS,
+    **dict.fromkeys(LIBRARIES, convolution_contest),
+}
+TIME_STEP = 1.0  # fs, of the simulation whose speed the evaluations alone would allow
+FS_PER_NS, MS_PER_DAY = 1e6, 86_400_000
 WIDTHS = (("peer_ms", ".3f"), ("ours_ms", ".3f"), ("ratio", ".2f"))
 WIDTHS += (("peer_peak_mib", ".0f"), ("ours_peak_mib", ".0f"), ("worst_error", ".1e"))
-COLUMNS = f"{'case':52}{'edges':>9}" + "".join(f"{name:>14}" for name, _ in WIDTHS)
+COLUMNS = f"{'case':60}{'edges':>9}" + "".join(f"{name:>14}" for name, _ in WIDTHS)
 
 
 @cache
@@ -116,7 +133,7 @@ def times(meter: Meter, runs: dict[str, Run]) -> dict[str, Timing]:
 
 
 def table_row(record: dict[str, Any]) -> str:
-    row = f"{record['case']:52}"
+    row = f"{record['case']:60}"
     if "error" in record:
         return f"{row} failed: {(record['error'].splitlines() or ['?'])[0]}"
     row += f"{record['edges']:9}"
@@ -126,88 +143,101 @@ def table_row(record: dict[str, Any]) -> str:
     return row if record["right"] else f"{row}  WRONG {record['errors']}"
 
 
+def rates(record: dict[str, Any]) -> dict[str, Any]:
+    """What the times of whole models come to: simulated time in a day, or steps in a second."""
+    found: dict[str, Any] = {}
+    for side in ("peer", "ours"):
+        ms = record[f"{side}_ms"]
+        if record["pass"] == TRAINING:
+            found[f"{side}_steps_per_s"] = None if ms is None else 1e3 / ms
+        elif record["pass"].endswith("energy+forces"):
+            nanoseconds = TIME_STEP / FS_PER_NS
+            found["time_step_fs"] = TIME_STEP
+            found[f"{side}_ns_per_day"] = None if ms is None else nanoseconds * MS_PER_DAY / ms
+    return found
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="+", choices=GROUPS, default=GROUPS, metavar="GROUP")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES, metavar="SERIES")
     parser.add_argument("--atoms", type=int, default=10_240)
-    parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--sizes", type=int, nargs="+", help="only cases with so many atoms")
-    parser.add_argument("--repeats", type=int, default=10, help="least runs behind a median")
-    parser.add_argument("--seconds", type=float, default=0.5, help="time of each measurement")
-    parser.add_argument("--minutes", type=float, default=8.0, help="no case begins after this")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--match", metavar="PATTERN", help="only cases with such names")
+    parser.add_argument("--limit", type=float, help="each case in a process of so many seconds")
     parser.add_argument("--no-plots", action="store_true")
+    add_options(parser, repeats=10, seconds=0.5)
     return parser.parse_args(arguments)
 
 
-def run_case(meter: Meter, case: Case) -> dict[str, Any]:
-    """The record of a case."""
-    record: dict[str, Any] = {
-        "case": case.name,
+def about_case(case: Case) -> dict[str, Any]:
+    return {
         "peer": None if case.group == "potential" else case.group,
         "version": installed(case.group),
         "part": case.part,
         "pass": case.which,
+        "series": case.series,
         "atoms": case.atoms,
         "channels": case.channels,
+        "cutoff": case.cutoff,
+        "lmax": case.lmax,
     }
+
+
+def run_case(meter: Meter, case: Case) -> dict[str, Any]:
+    """The record of a case."""
+    record = about_case(case)
     start = time.perf_counter()
-    try:
-        record |= measure(meter, CONTESTS[case.group](case, meter))
-    except Exception as error:
-        tqdm.write(traceback.format_exc(), file=sys.stderr)
-        record["error"] = f"{type(error).__name__}: {error}"
-        record["missing"] = isinstance(error, ImportError)
+    contest = training_contest if case.which == TRAINING else CONTESTS[case.group]
+    record |= attempted(lambda: measure(meter, contest(case, meter)))
+    if "error" not in record:
+        record |= rates(record)
     record["seconds"] = time.perf_counter() - start  # with imports, compilers and warm-up
     return record
 
 
+def run_apart(args: argparse.Namespace, case: Case) -> dict[str, Any]:
+    """The record of a case from a process of its own, which is ended when its time is over: no
+    compiler of a library can be stopped otherwise.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {key: getattr(args, key) for key in ("device", "atoms", "channels", "repeats")}
+        options |= {"seconds": args.seconds, "match": f"^{re.escape(case.name)}$", "out": folder}
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        command = [sys.executable, __file__, *words, "--no-plots"]
+        try:
+            subprocess.run(command, timeout=args.limit, stdout=subprocess.DEVNULL, check=False)
+        except subprocess.TimeoutExpired:
+            return about_case(case) | {"error": f"TimeoutError: not done after {args.limit:g} s"}
+        return ResultFile(Path(folder) / f"peers_{card_name(args.device)}.json").records[case.name]
+
+
+def about_run() -> dict[str, Any]:
+    here = environment()
+    return {"environment": {**versions(), **{key: here[key] for key in ("date", "cpu", "gpu")}}}
+
+
+def chosen(args: argparse.Namespace) -> list[Case]:
+    cases = all_cases(args.atoms, args.channels)
+    cases = (case for case in cases if case.group in args.cases and case.series in args.series)
+    cases = (case for case in cases if not args.sizes or case.atoms in args.sizes)
+    return [case for case in cases if re.search(args.match or "", case.name)]
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
-    deadline = time.perf_counter() + 60 * args.minutes
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     meter = Meter(args.device, args.repeats, args.seconds)
-    name = card_name(args.device)
-    results = ResultFile(args.out / f"peers_{name}.json")
-    cases = [case for case in all_cases(args.atoms, args.channels) if case.group in args.cases]
-    if args.sizes:
-        cases = [case for case in cases if case.atoms in args.sizes]
-    failed, skipped = [], []
+    results = ResultFile(args.out / f"peers_{card_name(args.device)}.json")
+    run = partial(run_case, meter) if args.limit is None else partial(run_apart, args)
+    runs = {case.name: partial(run, case) for case in chosen(args)}
     print(COLUMNS)
-    for case in tqdm(cases, file=sys.stderr, dynamic_ncols=True):
-        if time.perf_counter() > deadline:
-            skipped.append(case.name)
-            continue
-        record = run_case(meter, case)
-        if not record.get("right", False):
-            failed.append(case.name)
-        here = {**versions(), **{key: environment()[key] for key in ("date", "cpu", "gpu")}}
-        if not (record.pop("missing", False) and case.name in results.records):
-            results.add({**record, "environment": here})
-        tqdm.write(table_row(record), file=sys.stdout)
-        meter.release()  # after the record of a failure, whose frames held tensors
-    if results.records:
-        print(f"records in {results.path}")
-        if not args.no_plots:
-            plot(results)
-    if skipped:
-        print(f"out of time, not run: {', '.join(skipped)}")
-    if failed:
-        print(f"wrong or failed: {', '.join(failed)}")
-    return 1 if failed else 0
-
-
-def plot(results: ResultFile) -> None:
-    try:
-        from peers_plots import plot_all
-    except ModuleNotFoundError as error:
-        print(f"no plots without {error.name}; later: peers_plots.py {results.path}")
-        return
-    for path in plot_all(results.path):
-        print(f"wrote {path}")
+    status = run_cases(runs, results, meter, table_row, about_run, args.minutes)
+    if not args.no_plots:
+        plot("peers_plots", results)
+    return status
 
 
 if __name__ == "__main__":

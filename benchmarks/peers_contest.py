@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from attention_measure import MIB, Meter
 from attention_passes import PASSES, Cotangents, Results
 from attention_problems import Contender
 
@@ -37,6 +39,14 @@ class Contest:
 
 def run_of(contender: Contender, which: str) -> Run:
     return partial(PASSES[which], contender, Cotangents.make(contender, which))
+
+
+def held_mib(meter: Meter) -> float:
+    """Memory of the process that no release gives back: also what a CUDA graph holds on to, which
+    is no peak of a later call.
+    """
+    meter.release()
+    return torch.cuda.memory_reserved(meter.device) / MIB if meter.is_cuda else 0.0
 
 
 def bare_package(name: str) -> None:

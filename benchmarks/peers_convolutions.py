@@ -19,7 +19,7 @@ from attention_measure import Meter
 from attention_passes import relative_error
 from attention_problems import Contender, Operation
 from attention_systems import Setting
-from peers_cases import ORDERS, Case
+from peers_cases import Case
 from peers_contest import Contest, require_cuequivariance, run_of
 from torch import Tensor
 
@@ -300,9 +300,10 @@ def errors_of(library: Library, setting: Setting, atoms: int, device: str) -> di
 
 def convolution_contest(case: Case, meter: Meter) -> Contest:
     device = str(meter.device)
-    setting = replace(Setting(channels=case.channels), orders=ORDERS[case.part])
+    setting = case.setting
     library = _fastest(case, setting, meter)
-    errors = errors_of(library, setting, min(case.atoms, ACCURACY_ATOMS), device)
+    usual = replace(setting, cutoff=Setting.cutoff)  # a function does not depend on the degree
+    errors = errors_of(library, usual, min(case.atoms, ACCURACY_ATOMS), device)
     meter.release()
     problem = Operation.make("convolution", setting, case.atoms, device)
     inputs, contender = library.contender(problem, torch.float32)

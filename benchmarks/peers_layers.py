@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from attention_measure import Meter
 from attention_problems import Contender, Layer, parameters_of
-from attention_systems import ELEMENTS, NUM_RADIAL, Setting
+from attention_systems import ELEMENTS, NUM_RADIAL
 from peers_cases import Case
 from peers_contest import Contest, bare_package, run_of
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ EDGE_CHANNELS = 128
 
 
 def _layer(case: Case, meter: Meter) -> Layer:
-    return Layer.make(Setting(channels=case.channels), case.atoms, str(meter.device))
+    return Layer.make(case.setting, case.atoms, str(meter.device))
 
 
 def _edge_vectors(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +82,8 @@ def escn_contest(case: Case, meter: Meter) -> Contest:
 
     layer = _layer(case, meter)
     device, lmax, cutoff = meter.device, layer.setting.lmax, layer.setting.cutoff
-    mode = "umas_fast_gpu" if meter.is_cuda else "umas_fast_pytorch"
+    # The kernels are made for lmax 2.
+    mode = "umas_fast_gpu" if meter.is_cuda and lmax == 2 else "umas_fast_pytorch"
     backend = get_execution_backend(mode)
     mapping = CoefficientMapping(lmax, lmax).to(device)
     names = ("lmax_lmax", "lmax_mmax")
@@ -140,7 +141,7 @@ def escn_contest(case: Case, meter: Meter) -> Contest:
 
     ours = _our_block(layer) if case.part == "block" else layer.module
     about = {
-        "peer_what": f"eSCN-MD {case.part}, lmax = mmax = 2, {mode}",
+        "peer_what": f"eSCN-MD {case.part}, lmax = mmax = {lmax}, {mode}",
         "peer_parameters": parameters,
         "ours_what": f"{type(ours).__name__}, differentiated by features and positions",
         "ours_parameters": sum(value.numel() for value in ours.parameters()),
@@ -211,7 +212,7 @@ def equiformer_contest(case: Case, meter: Meter) -> Contest:
     leaves = {"x": x, "features": features, **parameters_of(attention)}
     ours = layer.ours("auto")
     about = {
-        "peer_what": "SO2EquivariantGraphAttention, lmax = mmax = 2",
+        "peer_what": f"SO2EquivariantGraphAttention, lmax = mmax = {lmax}",
         "peer_parameters": sum(value.numel() for value in attention.parameters()),
         "ours_what": "E2FormerAttention",
         "ours_parameters": sum(value.numel() for value in layer.module.parameters()),

@@ -1,4 +1,4 @@
-"""Plots time and peak memory of other libraries beside ours.
+"""Plots time, peak memory and speed of other libraries beside ours.
 
 python benchmarks/peers_plots.py benchmarks/results/peers_h100.json
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,29 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 Record = dict[str, Any]
+Quantities = Sequence[tuple[str, str]]
 QUANTITIES = (("milliseconds", "ms"), ("MiB beyond inputs and outputs", "peak_mib"))
+SPEED = (("ns/day with steps of 1 fs, evaluations alone", "ns_per_day"),)
 MODELS = "energy+forces"
+OURS = "e2former_pyg"
+# Each has its colour in all plots.
+MODEL_PEERS = ("mace", "nequip", "schnet", "visnet")
+OTHERS = ("e3nn", "cuequivariance", "openequivariance", "escn", "equiformer", "transformer")
+COLORS = {name: f"C{n}" for n, name in enumerate((*MODEL_PEERS, *OTHERS))} | {OURS: "black"}
+SWEEPS: dict[str, tuple[str, Callable[[Record], float]]] = {
+    "degree": ("neighbours", lambda record: record["edges"] / record["atoms"]),
+    "lmax": ("lmax", lambda record: record["lmax"]),
+}
+# What a peer is compared for, where it is no convolution.
+PURPOSES = {"escn": "block, no gradients of weights"}
+PURPOSES |= dict.fromkeys(("equiformer", "transformer"), "attention layer")
 
 
-def _measured(records: list[Record]) -> list[tuple[str, str]]:
+def _measured(records: list[Record]) -> Quantities:
     """Memory is measured on GPUs alone."""
     return [
         (title, key)
@@ -43,7 +61,7 @@ def plot_bars(records: list[Record], path: Path) -> None:
     places = range(len(rows))
     panels = panels.flatten()
     for panel, (title, key) in zip(panels, quantities, strict=True):
-        for offset, side, label in ((-0.2, "peer", "the other"), (0.2, "ours", "e2former_pyg")):
+        for offset, side, label in ((-0.2, "peer", "the other"), (0.2, "ours", OURS)):
             values = [record[f"{side}_{key}"] or 0.0 for record in rows]
             heights = [place + offset for place in places]
             bars = panel.barh(heights, values, height=0.38, label=label)
@@ -61,31 +79,96 @@ def plot_bars(records: list[Record], path: Path) -> None:
     plt.close(figure)
 
 
-def plot_atoms(records: list[Record], path: Path) -> None:
-    """Models against the number of atoms, ours from the cases without a peer."""
-    quantities = _measured(records)
-    size = (max(5 * len(quantities), 6), 4.2)
-    figure, panels = plt.subplots(1, len(quantities), squeeze=False, figsize=size)
-    panels = panels.flatten()
-    names = dict.fromkeys(record["peer"] for record in records)
-    for panel, (title, key) in zip(panels, quantities, strict=True):
-        for name in names:
-            side = "peer" if name else "ours"
-            rows = sorted(
-                (r for r in records if r["peer"] == name and r[f"{side}_{key}"]),
-                key=lambda record: record["atoms"],
-            )
-            points = [(record["atoms"], record[f"{side}_{key}"]) for record in rows]
-            if points:
-                panel.plot(*zip(*points, strict=True), marker="o", label=name or "e2former_pyg")
-        panel.set(xscale="log", yscale="log", xlabel="atoms", ylabel=title)
+def _sides(records: list[Record]) -> dict[str, list[Record]]:
+    """Records by what they say of: each peer, and ours from the records without one."""
+    named: dict[str, list[Record]] = {name: [] for name in (OURS, *MODEL_PEERS)}
+    for record in records:
+        named[record["peer"] or OURS].append(record)
+    return {name: rows for name, rows in named.items() if rows}
+
+
+def _side(name: str) -> str:
+    return "ours" if name == OURS else "peer"
+
+
+def _finish(figure: Figure, panels: Iterable[Axes], title: str, path: Path) -> None:
+    """One legend for all panels, below them."""
+    labelled: dict[str, Any] = {}
+    for panel in panels:
         panel.grid(alpha=0.3, which="both")
-    figure.suptitle(f"Energy and forces, {_machine(records[0])}", fontsize=10)
-    lines, labels = panels[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="lower center", ncols=5, fontsize=8)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+        for line, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(label, line)
+    figure.suptitle(title, fontsize=10)
+    rows = -(-len(labelled) // 4)
+    figure.legend(labelled.values(), labelled.keys(), loc="lower center", ncols=4, fontsize=8)
+    height = figure.get_size_inches()[1]
+    figure.tight_layout(rect=(0, (0.12 + 0.2 * rows) / height, 1, 1))
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_atoms(quantities: Quantities, records: list[Record], path: Path) -> None:
+    """Models against the number of atoms, ours from the cases without a peer."""
+    size = (max(5 * len(quantities), 6), 4.2)
+    figure, panels = plt.subplots(1, len(quantities), squeeze=False, figsize=size)
+    for panel, (title, key) in zip(panels.flatten(), quantities, strict=True):
+        for name, rows in _sides(records).items():
+            found = [(r["atoms"], r[f"{_side(name)}_{key}"]) for r in rows]
+            points = sorted(point for point in found if point[1])
+            if points:
+                panel.plot(*zip(*points, strict=True), "o-", label=name, color=COLORS[name])
+        panel.set(xscale="log", yscale="log", xlabel="atoms", ylabel=title)
+    _finish(figure, panels.flatten(), f"Energy and forces, {_machine(records[0])}", path)
+
+
+def plot_training(records: list[Record], path: Path) -> None:
+    """Steps in a second of each model, for each system."""
+    parts = list(dict.fromkeys(record["part"] for record in records))
+    figure, panels = plt.subplots(1, len(parts), squeeze=False, figsize=(1 + 3.2 * len(parts), 3.6))
+    for panel, part in zip(panels.flatten(), parts, strict=True):
+        rows = [record for record in records if record["part"] == part]
+        for place, (name, found) in enumerate(_sides(rows).items()):
+            steps = found[0][f"{_side(name)}_steps_per_s"] or 0.0
+            bar = panel.bar(place, steps, label=name, color=COLORS[name])
+            panel.bar_label(bar, fmt="%.3g", fontsize=8)
+        what = f"{rows[0]['atoms']} atoms, {rows[0]['edges']} edges"
+        panel.set(yscale="log", xticks=[], title=f"{part}, {what}", ylabel="training steps/s")
+        panel.title.set_fontsize(8)
+        panel.margins(y=0.15)
+    _finish(figure, panels.flatten(), f"Training, {_machine(records[0])}", path)
+
+
+def plot_sweep(series: str, records: list[Record], path: Path) -> None:
+    """A row of panels for each purpose, with all that serve it, ours as beside each of them."""
+    label, place = SWEEPS[series]
+    purposes = list(dict.fromkeys(_purpose(record) for record in records))
+    size = (10, 3.2 * len(purposes))
+    figure, panels = plt.subplots(len(purposes), 2, squeeze=False, figsize=size)
+    for row, purpose in zip(panels, purposes, strict=True):
+        found = [record for record in records if _purpose(record) == purpose]
+        for panel, (title, key) in zip(row, QUANTITIES, strict=True):
+            lines: dict[str, dict[float, float]] = {OURS: {}}
+            for record in found:
+                for side, name in (("ours", OURS), ("peer", record["peer"])):
+                    if record[f"{side}_{key}"] is not None:
+                        lines.setdefault(name, {})[place(record)] = record[f"{side}_{key}"]
+            for name, points in lines.items():
+                x = sorted(points)
+                panel.plot(x, [points[n] for n in x], "o-", label=name, color=COLORS[name])
+            if series == "lmax":
+                panel.set_xticks(sorted({place(record) for record in found}))
+            # Nothing at all is a result for memory.
+            scale = {"value": "log"} if key == "ms" else {"value": "symlog", "linthresh": 1.0}
+            panel.set_yscale(**scale)
+            panel.set(xlabel=label, ylabel=title, title=purpose)
+            panel.title.set_fontsize(9)
+    first = records[0]
+    title = f"{first['atoms']} atoms, {first['pass']}, {_machine(first)}"
+    _finish(figure, panels.flatten(), title, path)
+
+
+def _purpose(record: Record) -> str:
+    return PURPOSES.get(record["peer"], f"convolution, {record['part']}")
 
 
 def _machine(record: Record) -> str:
@@ -93,16 +176,31 @@ def _machine(record: Record) -> str:
     return here["gpu"] or here["cpu"]
 
 
+def plots_of(records: list[Record]) -> dict[str, Callable[[Path], None]]:
+    """The plots for which there are records, by name, as functions that write them."""
+    records = [record for record in records if record.get("right")]
+    by_series: dict[str, list[Record]] = {}
+    for record in records:
+        by_series.setdefault(record["series"], []).append(record)
+    sizes = by_series.get("atoms", [])
+    models = [record for record in sizes if record["pass"] == MODELS]
+    drawn: dict[str, tuple[list[Record], Callable[[list[Record], Path], None]]] = {
+        "bars": ([record for record in sizes if record["peer"]], plot_bars),
+        "atoms": (models, partial(plot_atoms, _measured(models))),
+        "ns_per_day": (models, partial(plot_atoms, SPEED)),
+        "training": (by_series.get("training", []), plot_training),
+    }
+    for name in SWEEPS:
+        drawn[name] = (by_series.get(name, []), partial(plot_sweep, name))
+    return {name: partial(draw, rows) for name, (rows, draw) in drawn.items() if rows}
+
+
 def plot_all(source: Path) -> list[Path]:
-    """Writes the plots for which there are results beside them."""
-    records = [record for record in json.loads(source.read_text()) if record.get("right")]
+    """Writes the plots beside the results."""
     paths = []
-    if compared := [record for record in records if record["peer"]]:
-        paths.append(source.with_name(f"{source.stem}_bars.png"))
-        plot_bars(compared, paths[-1])
-    if models := [record for record in records if record["pass"] == MODELS]:
-        paths.append(source.with_name(f"{source.stem}_atoms.png"))
-        plot_atoms(models, paths[-1])
+    for name, draw in plots_of(json.loads(source.read_text())).items():
+        paths.append(source.with_name(f"{source.stem}_{name}.png"))
+        draw(paths[-1])
     return paths
 
 

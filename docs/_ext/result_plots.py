@@ -8,6 +8,7 @@ from typing import Any
 
 from attention_plots import SWEEPS, plot_sweep
 from matplotlib.figure import Figure
+from peers_plots import plots_of
 
 Record = dict[str, Any]
 
@@ -54,5 +55,7 @@ def draw_all(load: Callable[[str], list[Record]], folder: Path) -> None:
         records = [row for row in load("attention_h100") if row["group"] == sweep]
         records = [row for row in records if row["case"] != "atoms/layer/forward/1024000"]
         plot_sweep(records, sweep, folder / f"attention_{sweep}.png")
+    for name, draw in plots_of(load("peers_h100")).items():
+        draw(folder / f"peers_{name}.png")
     radius_graph(load("radius_graph_cpu"), folder / "radius_graph.png")
     convolutions(load("wigner6j_cpu"), folder / "convolutions.png")

@@ -24,6 +24,13 @@ TRAINING = {
     "train/64 aspirin": "64 aspirin molecules, the same model",
     "train/5000 atoms": "5,000 atoms, 4 layers, 128 channels",
 }
+MODELS = {
+    None: "ours",
+    "mace": "MACE",
+    "nequip": "NequIP",
+    "schnet": "SchNet",
+    "visnet": "ViSNet",
+}
 PASSES = {"forward": "forward", "forward+backward": "backward", "energy+forces": "forces"}
 
 
@@ -198,7 +205,8 @@ def peers(load: Load) -> Content:
     header = ["beside", "pass", "atoms", "their ms", "ours", "ratio", "their MiB", "ours"]
     rows = []
     for row in load("peers_h100"):
-        if row.get("peer") and row["right"] and row.get("peer_ms"):
+        sizes = row["series"] == "atoms"
+        if sizes and row.get("peer") and row["right"] and row.get("peer_ms"):
             ratio = row["peer_ms"] / row["ours_ms"]
             times = f"{row['peer_ms']:.1f}", f"{row['ours_ms']:.2f}"
             memory = f"{row['peer_peak_mib']:,.0f}", f"{row['ours_peak_mib']:,.0f}"
@@ -209,6 +217,29 @@ def peers(load: Load) -> Content:
             number = f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
             rows.append([what, which, f"{row['atoms']:,}", *times, number, *memory])
     return header, rows
+
+
+def _of_models(records: list[Record], label: Callable[[Record], str], key: str) -> list[list[str]]:
+    """A row for each label with a quantity of ours and of each other model."""
+    rows: dict[str, dict[str | None, str]] = {}
+    for row in records:
+        side = "peer" if row["peer"] else "ours"
+        value = row.get(f"{side}_{key}")
+        rows.setdefault(label(row), {})[row["peer"]] = "–" if value is None else f"{value:.3g}"
+    return [[name, *(found.get(peer, "–") for peer in MODELS)] for name, found in rows.items()]
+
+
+def peer_speeds(load: Load) -> Content:
+    """ns/day."""
+    records = [
+        row
+        for row in load("peers_h100")
+        if row["series"] == "atoms" and row["pass"] == "energy+forces" and "error" not in row
+    ]
+    records.sort(key=lambda row: row["atoms"])
+    return ["atoms", *MODELS.values()], _of_models(
+        records, lambda row: f"{row['atoms']:,}", "ns_per_day"
+    )
 
 
 def data_reading(load: Load) -> Content:
@@ -253,6 +284,7 @@ TABLES: dict[str, Callable[[Load], Content]] = {
     "potentials": potentials,
     "training-steps": training_steps,
     "peers": peers,
+    "peer-speeds": peer_speeds,
     "data-reading": data_reading,
     "ethanol": ethanol,
 }

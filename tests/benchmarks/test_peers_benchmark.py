@@ -6,17 +6,21 @@ import sys
 import types
 from pathlib import Path
 
-import attention_systems
 import peers
 import peers_convolutions
+import peers_evaluation
 import peers_models
+import peers_systems
+import peers_training
 import pytest
 import torch
 from attention_measure import Meter
 from attention_problems import Contender, Operation
 from attention_systems import Setting
-from peers_cases import GROUPS, PACKAGES, Case, all_cases
+from peers_cases import GROUPS, PACKAGES, SERIES, TRAINING, all_cases
 from peers_contest import Contest, bare_package
+
+from e2former_pyg import E2FormerPotential
 
 FIELDS = {"case", "peer", "version", "atoms", "edges", "peer_ms", "ours_ms", "ratio"}
 FIELDS |= {"peer_peak_mib", "ours_peak_mib", "peer_spread", "ours_spread", "environment"}
@@ -38,7 +42,8 @@ def run(out: Path, *arguments: str) -> tuple[int, dict[str, dict]]:
 @pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
     groups = ("potential", "e3nn", "transformer", "schnet", "visnet")
-    status, records = run(tmp_path, "--atoms", "24", "--sizes", "24", "--cases", *groups)
+    some = ["--atoms", "24", "--sizes", "24", "--series", "atoms"]
+    status, records = run(tmp_path, *some, "--cases", *groups)
     assert status == 0
     assert {record["case"].split("/")[0] for record in records.values()} == set(groups)
     assert len(records) == 2 + 4 + 2 + 1 + 1
@@ -51,7 +56,7 @@ def test_dry_run(tmp_path: Path) -> None:
             assert record["ratio"] == pytest.approx(record["peer_ms"] / record["ours_ms"])
             assert record["version"].startswith(PACKAGES[record["peer"]][0])
     assert 0 < records["e3nn/orders012/forward/24"]["worst_error"] < 1e-5
-    for name in ("bars", "atoms"):
+    for name in ("bars", "atoms", "ns_per_day"):
         assert (tmp_path / f"peers_cpu_{name}.png").stat().st_size > 1000
 
 
@@ -78,15 +83,17 @@ def test_a_wrong_result_has_no_ratio(tmp_path: Path, monkeypatch, capsys, side: 
 
 
 def test_a_result_that_is_not_finite_has_no_ratio(tmp_path: Path, monkeypatch) -> None:
-    right = peers_models._by_autograd
+    right = peers_models.by_autograd
 
     def nan(*args):
-        results = right(*args)
-        results["forces"][3, 1] = float("nan")
-        return results
+        energies, forces = right(*args)
+        forces[3, 1] = float("nan")
+        return energies, forces
 
-    monkeypatch.setattr(peers_models, "_by_autograd", nan)
-    status, records = run(tmp_path, "--atoms", "12", "--sizes", "12", "--cases", "schnet")
+    monkeypatch.setattr(peers_models, "by_autograd", nan)
+    status, records = run(
+        tmp_path, "--atoms", "12", "--sizes", "12", "--series", "atoms", "--cases", "schnet"
+    )
     assert status == 1 and records["schnet/model/energy+forces/12"]["ratio"] is None
 
 
@@ -138,10 +145,9 @@ def test_a_compiled_potential_is_used_and_checked(tmp_path: Path, monkeypatch) -
 
         return compiled
 
-    arguments = ["--atoms", "12", "--sizes", "12", "--cases", "schnet"]
-    monkeypatch.setattr(
-        peers_models.E2FormerPotential, peers_models.COMPILE, compile_for_inference, raising=False
-    )
+    arguments = ["--atoms", "12", "--sizes", "12", "--series", "atoms", "--cases", "schnet"]
+    name = peers_evaluation.COMPILE
+    monkeypatch.setattr(E2FormerPotential, name, compile_for_inference, raising=False)
     for right in (True, False):
         _, records = run(tmp_path, *arguments)
         record = records["schnet/model/energy+forces/12"]
@@ -183,59 +189,73 @@ def test_cases_are_named_once_and_cover_every_library() -> None:
     names = [case.name for case in all_cases(10_240, 128)]
     assert len(names) == len(set(names))
     assert {name.split("/")[0] for name in names} == set(GROUPS) == peers.CONTESTS.keys()
-    sizes = {case.atoms for case in all_cases(10_240, 128) if case.group == "potential"}
-    assert sizes == {100, 1_024, 10_240, 102_400}
+    cases = list(all_cases(10_240, 128))
+    assert {case.series for case in cases} == set(SERIES)
+    ours = [case for case in cases if case.group == "potential"]
+    sizes = {series: {case.atoms for case in ours if case.series == series} for series in SERIES}
+    assert sizes["atoms"] == {100, 1_024, 10_240, 102_400}
+    assert sizes["training"] == {20 * 9, 64 * 21, 5_000}
 
 
-@pytest.mark.parametrize("name", ["mace", "nequip", "schnet", "visnet"])
-def test_models_get_the_periodic_system(monkeypatch, name: str) -> None:
-    """Forces are the gradient of the energy, and an atom may be replaced by its image."""
-    if name in ("mace", "nequip"):
-        pytest.importorskip(name)
-    pos, graph = attention_systems.make_atoms(40, 4.924, "cpu")
-    length = (40 / attention_systems.DENSITY) ** (1 / 3)
-    case, meter = Case(name, "model", "energy+forces", 40, 16), Meter("cpu", repeats=2, seconds=0)
+@pytest.mark.slow
+def test_training_steps_are_compared_and_checked(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(peers_systems.SMALL, "num_layers", 1)
+    peers_training.our_step.cache_clear()
+    arguments = ["--atoms", "9", "--series", "training", "--match", "ethanol", "--cases"]
+    status, records = run(tmp_path, *arguments, "potential", "schnet")
+    assert status == 0
+    record = records["schnet/ethanol/training step/9"]
+    assert record["right"] and record["graphs"] == 1 and record["edges"] == 72
+    assert 0 < record["worst_error"] < 1e-5
+    for side in ("peer", "ours"):
+        assert record[f"{side}_steps_per_s"] == pytest.approx(1e3 / record[f"{side}_ms"])
+    assert records["potential/ethanol/training step/9"]["ours_steps_per_s"] > 0
+    assert (tmp_path / "peers_cpu_training.png").stat().st_size > 1000
 
-    def results(pos: torch.Tensor, shift: torch.Tensor) -> dict[str, torch.Tensor]:
-        moved = attention_systems.Graph(
-            graph.edge_index, shift, graph.source_type, graph.target_type
-        )
-        monkeypatch.setattr(peers_models, "make_atoms", lambda *args: (pos, moved))
-        return peers_models.MODELS[name](case, meter).peer()
-
-    out = results(pos, graph.edge_shift)
-    direction = torch.randn(pos.shape, generator=torch.Generator().manual_seed(0))
-    step = 5e-4 * direction
-    energies = [results(pos + sign * step, graph.edge_shift)["energy"].double() for sign in (1, -1)]
-    slope = float((energies[0] - energies[1]).sum() / 1e-3)
-    scale = float(out["forces"].norm())  # of the sum below, for a direction of normal numbers
-    assert slope == pytest.approx(-float((out["forces"] * direction).sum()), abs=0.01 * scale)
-
-    offset = torch.zeros_like(pos)
-    offset[:20] = length * torch.tensor([1.0, 0.0, -1.0])
-    source, target = graph.edge_index.as_tensor()
-    image = results(pos + offset, graph.edge_shift - offset[source] + offset[target])
-    torch.testing.assert_close(image["energy"], out["energy"], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(image["forces"], out["forces"], rtol=1e-3, atol=1e-4)
+    peers_training.our_step.cache_clear()
+    monkeypatch.setattr(peers_training, "gradient_error", lambda *args: 2e-3)
+    status, records = run(tmp_path, *arguments, "schnet")
+    peers_training.our_step.cache_clear()
+    record = records["schnet/ethanol/training step/9"]
+    assert status == 1 and not record["right"] and record["ratio"] is None
 
 
-def test_settings_of_the_process_are_kept() -> None:
-    import e3nn
+def test_times_become_rates() -> None:
+    times = {"peer_ms": 86.4, "ours_ms": None}
+    for which in ("energy+forces", "neighbours+energy+forces"):
+        found = peers.rates({"pass": which, **times})
+        assert found["peer_ns_per_day"] == pytest.approx(1.0) and found["time_step_fs"] == 1.0
+        assert found["ours_ns_per_day"] is None
+    found = peers.rates({"pass": TRAINING, "peer_ms": 500.0, "ours_ms": 4.0})
+    assert found == {"peer_steps_per_s": 2.0, "ours_steps_per_s": 250.0}
+    assert peers.rates({"pass": "forward", **times}) == {}
 
-    def settings() -> tuple:
-        fusion = torch.jit.set_fusion_strategy([("STATIC", 2)])
-        torch.jit.set_fusion_strategy(fusion)
-        scalars = torch._dynamo.config.capture_scalar_outputs
-        return torch.get_default_dtype(), e3nn.get_optimization_defaults(), fusion, scalars
 
-    before = settings()
-    with pytest.raises(RuntimeError, match="inside"), peers_models.kept_settings():
-        torch.set_default_dtype(torch.float64)
-        e3nn.set_optimization_defaults(jit_mode="eager")
-        torch.jit.set_fusion_strategy([("DYNAMIC", 7)])
-        torch._dynamo.config.capture_scalar_outputs = not before[3]
-        raise RuntimeError("inside")
-    assert settings() == before
+@pytest.mark.slow
+def test_degrees_and_lmax_are_swept(tmp_path: Path) -> None:
+    arguments = ["--atoms", "30", "--series", "degree", "lmax", "--cases", "e3nn", "transformer"]
+    status, records = run(tmp_path, *arguments, "--match", "cutoff=[45]|lmax=[13]")
+    assert status == 0
+    names = [f"e3nn/order1/forward+backward/12/{end}" for end in ("cutoff=4", "cutoff=5")]
+    few, many = (records[name] for name in names)
+    assert few["edges"] < many["edges"] and (few["cutoff"], many["cutoff"]) == (4.0, 5.0)
+    names = [f"e3nn/order1/forward+backward/12/{end}" for end in ("lmax=1", "lmax=3")]
+    assert [records[name]["paths"] for name in names] == [3, 9]
+    assert len(records) == 2 + 2 + 2  # the transformer has no degrees
+    for name in ("degree", "lmax"):
+        assert (tmp_path / f"peers_cpu_{name}.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_case_can_have_a_limit(tmp_path: Path) -> None:
+    arguments = ["--atoms", "12", "--match", "^transformer/scalars/forward/12$", "--limit"]
+    status, records = run(tmp_path, *arguments, "0.1")
+    (record,) = records.values()
+    assert status == 1 and record["peer"] == "transformer" and record["atoms"] == 12
+    assert record["error"] == "TimeoutError: not done after 0.1 s"
+    status, records = run(tmp_path, *arguments, "300")
+    (record,) = records.values()
+    assert status == 0 and record["right"] and record.keys() >= FIELDS
 
 
 @pytest.mark.parametrize("library", [n for n in peers_convolutions.LIBRARIES if n != "e3nn"])
