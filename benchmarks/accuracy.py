@@ -1,19 +1,22 @@
-"""Accuracy on molecules after equal training time on a CPU: our potential, PyG's SchNet and ViSNet.
+"""Accuracy after equal training time on a CPU: our models, PyG's SchNet and ViSNet.
 
 Rows: 800 frames of one molecule (``ethanol``, ``malonaldehyde``, ``paracetamol``, ``aspirin``,
 ``ala_dipeptide``), the others for testing, at random by the seed; ``organic``, molecules of nine
-elements, tested on others. The files, in the layout of ``NPZDataset``, are in the folder ``--data``
-(``xtbmd_<row>.npz``, ``xtb_organic.npz``); ``examples/make_xtb_md.py`` makes such files. Errors are
-mean absolute ones, energies in meV and forces in meV/Å; training is that of
-``examples/training.py``, 20 minutes a run. ViSNet's search for neighbours, which needs pyg-lib, is
-replaced by ours.
+elements, tested on others; ``alloys``, periodic, with stresses; ``qm9-energy`` (atomisation,
+without what a sum over elements gives), ``qm9-gap`` and ``qm9-mu`` (length of the dipole moment).
+The files, in the layout of ``NPZDataset``, are in the folder ``--data`` (``xtbmd_<row>.npz``,
+``xtb_organic.npz``, ``emt_alloys.npz``, ``qm9_subset.npz``); ``examples/make_xtb_md.py`` makes the
+first ones. Errors are mean absolute ones. Training is that of ``examples/training.py`` for
+``--minutes`` of the CPU's time, so that other work beside a run takes nothing from it. All models
+are given their edges.
 
-Runs are processes of ``--threads`` threads, ``--jobs`` at a time. Their state is kept in
-``--directory``: those interrupted, or paused by ``--pause-after`` minutes of each, go on with the
-next call. Finished ones are gathered into ``results/accuracy_cpu.json``.
+Runs are processes of ``--threads`` threads, ``--jobs`` at a time (``jobs.py``). Finished ones are
+gathered into ``results/accuracy_cpu.json``, with ``--gpu`` (``accuracy_gpu.py``) into
+``results/accuracy_gpu.json``.
 
-    python benchmarks/accuracy.py --data DATA --jobs 8 --threads 2
+    python benchmarks/accuracy.py --data DATA --jobs 8
     python benchmarks/accuracy.py --data DATA --rows ethanol aspirin --models e2former --seeds 0 1 2
+    python benchmarks/accuracy.py --data DATA --gpu --minutes 16 --pause-after 8   # twice
 """
 
 from __future__ import annotations
@@ -21,134 +24,60 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
+from accuracy_gpu import GPU_ROWS, GPU_SETTINGS, gpu_training, make_gpu_model
+from accuracy_models import make_model, settings_of
+from accuracy_rows import PROPERTIES, ROWS, load, measure, property_loss, trivial
 from common import environment, write_result
 from jobs import add_arguments, run_jobs
-from torch import Tensor, nn
-from torch_geometric.data import Data
-from torch_geometric.nn.models import ViSNet
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.append(str(REPOSITORY / "examples"))
-from training import (  # noqa: E402
-    SchNetPotential,
-    Settings,
-    energy_and_forces,
-    evaluate,
-    fit_references,
-    mean_predictor,
-    train,
-)
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
+import alloy_training
+from training import Settings, train
 
-from e2former_pyg import E2FormerPotential, PotentialOutput  # noqa: E402
-from e2former_pyg.data import NPZDataset  # noqa: E402
-from e2former_pyg.graph import radius_graph  # noqa: E402
-from e2former_pyg.models import ElementReferences  # noqa: E402
-from e2former_pyg.transforms import RadiusGraph  # noqa: E402
-
-CUTOFF = 5.0
-MOLECULES = ("ethanol", "malonaldehyde", "paracetamol", "aspirin", "ala_dipeptide")
-ROWS = (*MOLECULES, "organic")
-SETTINGS: dict[str, dict[str, Any]] = {
-    "e2former": {"lr": 5e-3, "energy_weight": 0.03},
-    "schnet": {"lr": 1e-3},
-    "visnet": {"lr": 1e-3},
-}
-MODELS = tuple(SETTINGS)
-
-
-class OurDistance(nn.Module):
-    """ViSNet's neighbours by our radius graph, with the loops that it expects."""
-
-    def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        edges = radius_graph(pos.detach(), CUTOFF, batch)[0]
-        vectors = pos.index_select(0, edges[0]) - pos.index_select(0, edges[1])
-        atoms = torch.arange(pos.size(0), device=pos.device)
-        lengths = torch.cat([vectors.norm(dim=-1), pos.new_zeros(pos.size(0))])
-        vectors = torch.cat([vectors, torch.zeros_like(pos)])
-        return torch.cat([edges, atoms.expand(2, -1)], dim=1), lengths, vectors
-
-
-class ViSNetPotential(nn.Module):
-    """PyG's ViSNet with the interface of an ``E2FormerPotential``."""
-
-    def __init__(self, hidden_channels: int = 64, num_layers: int = 3) -> None:
-        super().__init__()
-        self.visnet = ViSNet(
-            lmax=2, num_layers=num_layers, hidden_channels=hidden_channels, cutoff=CUTOFF
-        )
-        self.visnet.representation_model.distance = OurDistance()
-        self.references = ElementReferences()
-
-    def forward(self, data: Data) -> PotentialOutput:
-        def energies(pos: Tensor) -> Tensor:
-            return self.visnet(data.z, pos, data.batch)[0].reshape(-1)
-
-        return energy_and_forces(energies, data, self.references, self.training)
-
-
-def make_model(name: str, row: str, elements: list[int]) -> nn.Module:
-    if name == "schnet":
-        return SchNetPotential(CUTOFF)
-    if name == "visnet":
-        return ViSNetPotential()
-    large = row == "organic"
-    return E2FormerPotential(
-        hidden_channels=64 if large else 48,
-        num_layers=2,
-        lmax=2,
-        heads=4,
-        cutoff=CUTOFF,
-        num_radial=16,
-        avg_num_neighbors=12.0,
-        elements=elements,
-    )
-
-
-def load(row: str, folder: Path, seed: int, count: int) -> tuple[list[Data], list[Data]]:
-    """Training and test frames, with edges."""
-    graph = RadiusGraph(CUTOFF)
-    if row == "organic":
-        file = str(folder / "xtb_organic.npz")
-        parts = [NPZDataset(file, split=split, pre_transform=graph) for split in ("train", "val")]
-        return list(parts[0]), list(parts[1])
-    frames = list(NPZDataset(str(folder / f"xtbmd_{row}.npz"), pre_transform=graph))
-    order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [frames[n] for n in order[:count]], [frames[n] for n in order[count:]]
+MODELS = ("e2former", "schnet", "visnet")
 
 
 def run(row: str, name: str, seed: int, args: argparse.Namespace) -> None:
     """One run, or the next part of it."""
     torch.set_num_threads(args.threads)
-    train_frames, test_frames = load(row, args.data, seed, args.train_frames)
-    elements = sorted({int(z) for frame in train_frames for z in frame.z.unique()})
+    data = load(row, args.data, seed, args.train_frames)
     torch.manual_seed(seed)
-    model = make_model(name, row, elements)
-    fit_references(model, train_frames)
-    settings = Settings(minutes=args.minutes, seed=seed, **SETTINGS[name])
     label = f"{row}-{name}-{seed}"
-    trained, state = train(
-        model, train_frames, settings, args.directory / f"{label}.pt", args.pause_after, label
-    )
+    loss = {"alloys": alloy_training.loss, **dict.fromkeys(PROPERTIES, property_loss)}.get(row)
+    if args.gpu:
+        model = make_gpu_model(row, data)
+        settings = Settings(minutes=args.minutes, seed=seed, **GPU_SETTINGS[row])
+        options = gpu_training(row, model, data, settings)
+    else:
+        model = make_model(name, row, data)
+        settings = Settings(minutes=args.minutes, seed=seed, **settings_of(name, row))
+        options = {"loss": loss, "clock": time.process_time}
+    file = args.directory / f"{label}.pt"
+    trained, state = train(model, data.train, settings, file, args.pause_after, label, **options)
     if state["elapsed"] < 60 * args.minutes:
         return
+    if row == "alloys" and name == "e2former":
+        trained.save(args.directory / f"{label}.safetensors")
     record = {
         "case": f"{row}/{name}/{seed}",
         "row": row,
         "model": name,
         "seed": seed,
-        "training_frames": len(train_frames),
-        "test_frames": len(test_frames),
+        "training_frames": len(data.train),
+        "test_frames": len(data.test),
         "training_minutes": state["elapsed"] / 60,
+        "clock": "wall" if args.gpu else "cpu",
         "steps": state["step"],
+        "batch_size": settings.batch_size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "test": evaluate(trained, test_frames),
-        "train": evaluate(trained, train_frames),
-        "mean_predictor": mean_predictor(train_frames, test_frames),
+        "test": measure(row, trained, data.test),
+        "train": measure(row, trained, data.train),
+        "mean_predictor": trivial(row, data),
         "threads": args.threads,
         "jobs": args.jobs,
         "environment": environment(),
@@ -159,13 +88,18 @@ def run(row: str, name: str, seed: int, args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the .npz files")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW")
+    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--train-frames", type=int, default=800, help="of a molecule")
-    add_arguments(parser, "accuracy", minutes=20.0, threads=2)
+    parser.add_argument("--gpu", action="store_true", help="a larger model of ours on a GPU")
+    add_arguments(parser, "accuracy", minutes=20.0, threads=1)
     args = parser.parse_args(arguments)
-    runs = list(product(args.rows, args.models, args.seeds))
+    rows = args.rows or (GPU_ROWS if args.gpu else ROWS)
+    models = args.models or (MODELS[:1] if args.gpu else MODELS)
+    if args.gpu and (set(rows) - set(GPU_ROWS) or tuple(models) != MODELS[:1]):
+        parser.error(f"--gpu is for rows {', '.join(GPU_ROWS)} and the model {MODELS[0]}")
+    runs = list(product(rows, models, args.seeds))
     if args.single:
         run(*runs[0], args)
         return 0
@@ -176,10 +110,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     records, code = run_jobs(__file__, given, chosen, args)
     for record in records:
-        test = {name: round(error, 2) for name, error in record["test"].items()}
+        test = {name: round(error, 3) for name, error in record["test"].items()}
         print(f"{record['case']:32}{record['steps']:8} steps  {test}")
     if records:
-        print(f"wrote {write_result('accuracy_cpu', records, args.out)}")
+        name = "accuracy_gpu" if args.gpu else "accuracy_cpu"
+        print(f"wrote {write_result(name, records, args.out)}")
     return code
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -89,10 +90,14 @@ def run(swap: str, name: str, seed: int, args: argparse.Namespace) -> None:
     kept = args.directory / f"{label}.pt"
     if swap == "schnet":
         fit_references(model, train_set)
-        trained, state = train(model, train_set, settings, kept, args.pause_after, label)
+        trained, state = train(
+            model, train_set, settings, kept, args.pause_after, label, clock=time.process_time
+        )
     else:
         nn.init.constant_(model.head[-1].bias, float(targets(train_set).mean()))
-        trained, state = train(model, train_set, settings, kept, args.pause_after, label, loss)
+        trained, state = train(
+            model, train_set, settings, kept, args.pause_after, label, loss, clock=time.process_time
+        )
     if state["elapsed"] < 60 * args.minutes:
         return
     if swap == "schnet":

@@ -11,13 +11,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from gradients import EagerGradients, choose_gradients
+from gradients import EagerGradients, Gradients, choose_gradients
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch_geometric.data import Batch, Data
@@ -129,6 +129,9 @@ def train(
     pause_after: float = math.inf,
     description: str = "train",
     loss: Callable[[Any, Batch], Tensor] | None = None,
+    gradients: Gradients | None = None,
+    loader: Callable[[torch.Generator], Iterable[Batch]] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains for ``settings.minutes``; returns the averaged model, in eval mode, and the number of
     steps and seconds.
@@ -142,15 +145,24 @@ def train(
         description: Label of the progress bar.
         loss: Of what the model returns and a batch, instead of that of energies and forces; model
             and frames are then any that suit it.
+        gradients: What sets the gradients of a batch, instead of what suits the frames.
+        loader: Makes what iterates over the batches of an epoch, drawn by the generator that it is
+            given, instead of a ``DataLoader``.
+        clock: What tells the time that has passed.
     """
     if len(frames) < settings.batch_size:
         raise ValueError(
             f"`frames` must fill a batch of {settings.batch_size}, got {len(frames)} frames"
         )
     generator = torch.Generator().manual_seed(settings.seed)
-    batches = endless(
-        DataLoader(frames, settings.batch_size, shuffle=True, drop_last=True, generator=generator)
-    )
+    if loader is None:
+        batches = endless(
+            DataLoader(
+                frames, settings.batch_size, shuffle=True, drop_last=True, generator=generator
+            )
+        )
+    else:
+        batches = endless(loader(generator))
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
         parameters, settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -158,11 +170,12 @@ def train(
     average = AveragedModel(model, multi_avg_fn=exponential_average(settings.ema))
     state = {"elapsed": 0.0, "step": 0}
     if checkpoint is not None and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        device = parameters[0].device
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
-        generator.set_state(saved["generator"])
+        generator.set_state(saved["generator"].cpu())
         state = saved["state"]
 
     def keep_state() -> None:
@@ -181,7 +194,9 @@ def train(
 
     model.train()
     keep_freed_memory()
-    if loss is None:
+    if gradients is not None:
+        pass
+    elif loss is None:
         gradients = choose_gradients(model, frames, settings.energy_weight)
     else:
         gradients = EagerGradients(model, settings.energy_weight, loss)
@@ -189,7 +204,7 @@ def train(
     before = kept = state["elapsed"]
     end = min(total, before + pause_after * 60)
     running = None
-    started = time.perf_counter()
+    started = clock()
     with progress_bar(total, before, description) as bar:
         while state["elapsed"] < end:
             data = next(batches)
@@ -202,7 +217,7 @@ def train(
             average.update_parameters(model)
             running = value if running is None else running.lerp(value, 0.02)
             state["step"] += 1
-            state["elapsed"] = before + time.perf_counter() - started
+            state["elapsed"] = before + clock() - started
             bar.set_postfix_str(f"step {state['step']}, loss {float(running):.4f}", refresh=False)
             bar.update(min(state["elapsed"], total) - bar.n)
             if state["elapsed"] - kept > 60:
@@ -212,7 +227,7 @@ def train(
     return average.module.eval(), state
 
 
-def endless(loader: DataLoader) -> Iterator[Batch]:
+def endless(loader: Iterable[Batch]) -> Iterator[Batch]:
     """The batches of one epoch after the other."""
     while True:
         yield from loader
@@ -241,8 +256,10 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Energies of all frames in eV and forces on all atoms in eV/Å."""
     model.eval()
-    outputs = [model(data) for data in DataLoader(frames, batch_size)]
-    return torch.cat([out.energy for out in outputs]), torch.cat([out.forces for out in outputs])
+    device = next(model.parameters()).device
+    outputs = [model(data.to(device)) for data in DataLoader(frames, batch_size)]
+    energies, forces = zip(*((out.energy.cpu(), out.forces.cpu()) for out in outputs), strict=True)
+    return torch.cat(energies), torch.cat(forces)
 
 
 def labels(frames: Sequence[Data]) -> tuple[Tensor, Tensor]:
