@@ -43,7 +43,8 @@ def conditions(name: str) -> str:
     for row in load(name):
         where = row.get("environment") or {**row["versions"], "gpu": row["card"]}
         days.add((row.get("date") or where["date"])[:10])
-        gpu = where.get("gpu")
+        # A machine may have a GPU that a run did not use.
+        gpu = None if row.get("clock") == "cpu" else where.get("gpu")
         machines.add(gpu or f"{where['cpu']}, threads: {row.get('threads', where['threads'])}")
         keys = ("python", "torch", "torch_geometric", "triton")
         versions.add(", ".join(f"{key} {where[key]}" for key in keys if key in where))

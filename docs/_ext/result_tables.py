@@ -31,6 +31,28 @@ MODELS = {
     "schnet": "SchNet",
     "visnet": "ViSNet",
 }
+TRAINED = ("e2former", "visnet", "schnet")
+"""The models of the accuracy benchmark, as columns."""
+DATA = {
+    "ethanol": "ethanol",
+    "malonaldehyde": "malonaldehyde",
+    "paracetamol": "paracetamol",
+    "aspirin": "aspirin",
+    "ala_dipeptide": "alanine dipeptide",
+    "organic": "organic molecules",
+    "alloys": "alloys",
+    "qm9-energy": "QM9, energy of atomisation",
+    "qm9-gap": "QM9, gap",
+    "qm9-mu": "QM9, dipole moment",
+}
+ERRORS = {
+    "energy_mae_mev": "energy (meV)",
+    "energy_mae_mev_per_atom": "energy (meV per atom)",
+    "force_mae_mev_per_angstrom": "forces (meV/Å)",
+    "stress_mae_mev_per_angstrom3": "stress (meV/Å³)",
+    "mae_mev": "meV",
+    "mae_debye": "Debye",
+}
 PASSES = {"forward": "forward", "forward+backward": "backward", "energy+forces": "forces"}
 
 
@@ -270,6 +292,76 @@ def ethanol(load: Load) -> Content:
     return ["model", "parameters", "seeds", "frames split", "energy (meV)", "forces (meV/Å)"], rows
 
 
+def _digits(value: float) -> str:
+    """Three digits."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def _trained(load: Load, name: str) -> dict[str, dict[str, list[Record]]]:
+    """The runs of each model, one for each seed, on each row of data that has any."""
+    found: dict[str, dict[str, list[Record]]] = {row: {} for row in DATA}
+    for run in load(name):
+        found[run["row"]].setdefault(run["model"], []).append(run)
+    return {row: runs for row, runs in found.items() if runs}
+
+
+def _of_trained(runs: dict[str, list[Record]], cell: Callable[[Record], float], form: Any) -> list:
+    """A cell for each model: the mean over its seeds."""
+    cells = []
+    for model in TRAINED:
+        values = [cell(run) for run in runs.get(model, [])]
+        cells.append(form(sum(values) / len(values)) if values else "not run")
+    return cells
+
+
+def accuracy(load: Load) -> Content:
+    rows = []
+    for row, runs in _trained(load, "accuracy_cpu").items():
+        present = next(iter(runs.values()))[0]["test"]
+        for key, label in ERRORS.items():
+            if key in present:
+                cells = _of_trained(runs, lambda run, key=key: run["test"][key], _digits)
+                rows.append([DATA[row], label, *cells])
+    return ["data", "error", "ours", "ViSNet", "SchNet"], rows
+
+
+def accuracy_forces(load: Load) -> Content:
+    """Of one small and one larger molecule, and of many."""
+    key = "force_mae_mev_per_angstrom"
+    trained = _trained(load, "accuracy_cpu")
+    rows = [
+        [DATA[row], *_of_trained(trained[row], lambda run: run["test"][key], _digits)]
+        for row in ("ethanol", "aspirin", "organic")
+    ]
+    return ["forces in meV/Å", "ours", "ViSNet", "SchNet"], rows
+
+
+def accuracy_runs(load: Load) -> Content:
+    """What was trained, for how many steps."""
+    rows = []
+    for row, runs in _trained(load, "accuracy_cpu").items():
+        run = next(iter(runs.values()))[0]
+        frames = f"{run['training_frames']:,}", f"{run['test_frames']:,}"
+        steps, sizes = (
+            _of_trained(runs, lambda run, key=key: run[key], "{:,.0f}".format)
+            for key in ("steps", "parameters")
+        )
+        rows.append([DATA[row], *frames, *steps, *sizes])
+    header = ["data", "trained on", "tested on", "our steps", "ViSNet's", "SchNet's"]
+    return [*header, "our parameters", "ViSNet's", "SchNet's"], rows
+
+
+def accuracy_gpu(load: Load) -> Content:
+    header = ["data", "energy (meV)", "forces (meV/Å)", "energy, training", "forces, training"]
+    keys = "energy_mae_mev", "force_mae_mev_per_angstrom"
+    rows = []
+    for row, runs in _trained(load, "accuracy_gpu").items():
+        for run in runs["e2former"]:
+            errors = [_digits(run[part][key]) for part in ("test", "train") for key in keys]
+            rows.append([DATA[row], *errors, f"{run['steps']:,}"])
+    return [*header, "steps"], rows
+
+
 TABLES: dict[str, Callable[[Load], Content]] = {
     "attention": attention,
     "transformer-conv": transformer_conv,
@@ -287,4 +379,8 @@ TABLES: dict[str, Callable[[Load], Content]] = {
     "peer-speeds": peer_speeds,
     "data-reading": data_reading,
     "ethanol": ethanol,
+    "accuracy": accuracy,
+    "accuracy-forces": accuracy_forces,
+    "accuracy-runs": accuracy_runs,
+    "accuracy-gpu": accuracy_gpu,
 }

@@ -56,9 +56,45 @@ def test_tables_are_complete(name: str) -> None:
 
 def test_readme_has_the_same_tables() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("attention", "potentials"):
+    for name in ("attention", "potentials", "accuracy-forces"):
         for row in TABLES[name](load)[1]:
             assert f"| {' | '.join(row)} |" in readme
+
+
+def test_accuracy_runs_are_those_of_the_text() -> None:
+    for run in load("accuracy_cpu"):
+        assert (run["clock"], run["threads"], run["seed"]) == ("cpu", 1, 0)
+        assert abs(run["training_minutes"] - 20) < 0.1
+    ours, visnet = (
+        [float(row[column]) for row in TABLES["accuracy-forces"](load)[1]] for column in (1, 2)
+    )
+    ratios = [f"{mine / theirs:.1f}" for mine, theirs in zip(ours, visnet, strict=True)]
+    text = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
+    assert f"forces are {ratios[0]}, {ratios[1]} and {ratios[2]} times ViSNet's" in text
+
+
+def test_accuracy_takes_what_has_been_run() -> None:
+    """Rows of other quantities, a second seed, and models that have not been run."""
+
+    def run(row: str, model: str, **test: float) -> dict:
+        sizes = {"training_frames": 1200, "test_frames": 100, "steps": 5000, "parameters": 10**5}
+        return {"row": row, "model": model, "test": test, **sizes}
+
+    stresses = {"energy_mae_mev_per_atom": 1.234, "stress_mae_mev_per_angstrom3": 0.4567}
+    runs = [
+        run("qm9-mu", "schnet", mae_debye=0.02),
+        run("qm9-mu", "schnet", mae_debye=0.04),
+        run("alloys", "visnet", **stresses),
+        run("qm9-energy", "e2former", mae_mev=1234.5),
+    ]
+    assert TABLES["accuracy"](lambda _: runs)[1] == [
+        ["alloys", "energy (meV per atom)", "not run", "1.23", "not run"],
+        ["alloys", "stress (meV/Å³)", "not run", "0.457", "not run"],
+        ["QM9, energy of atomisation", "meV", "1,234", "not run", "not run"],
+        ["QM9, dipole moment", "Debye", "not run", "not run", "0.0300"],
+    ]
+    counts = ["1,200", "100", "not run", "5,000", "not run", "not run", "100,000", "not run"]
+    assert TABLES["accuracy-runs"](lambda _: runs)[1][0] == ["alloys", *counts]
 
 
 def test_wrong_results_are_not_shown() -> None:
@@ -80,3 +116,5 @@ def test_conditions_name_machine_versions_and_day() -> None:
         text = conditions(name)
         assert re.search(r"torch \d", text)
         assert re.search(r"20\d\d-\d\d-\d\d", text)
+    # Runs on the CPU of a machine that has a GPU.
+    assert "H100" not in conditions("accuracy_cpu") and "H100" in conditions("accuracy_gpu")
