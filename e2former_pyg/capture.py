@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from .graph import CSRNeighborhood, as_cell
 from .graph.padded import PaddedNeighborhood
 from .models import E2FormerPotential, PotentialOutput
 from .models.graphs import GraphInput, from_data, sorted_edges
+from .models.inference import can_capture, radial_networks
 
 __all__ = ["CapturedGradients"]
 
@@ -23,6 +24,8 @@ _OF_GRAPHS = ("energy", "stress")
 _OF_ATOMS = ("forces",)
 # What inputs hold of graphs.
 _SYSTEMS = ("cell", "pbc", "charge", "spin")
+# What is in labels whatever the loss.
+_LABELS = {*_OF_GRAPHS, *_OF_ATOMS, "num_atoms", "graph_weight", "atom_weight"}
 
 PaddedLoss = Callable[[PotentialOutput, Data], Tensor]
 
@@ -33,8 +36,8 @@ class CapturedGradients:
 
     Autograd launches some 1,600 kernels for a training step, which for small molecules takes ten
     times as long as running them. A graph launches once. It serves any molecules and crystals:
-    batches are padded by an additional graph of lone atoms to the atoms and edges that the captured
-    graph has room for, and a larger batch is captured anew, with its number of graphs as well.
+    batches are padded by graphs without atoms and one of lone atoms to the graphs, atoms and edges
+    that the captured graph has room for, and a larger batch is captured anew, with more room.
     Where all batches have the same atoms and edges, :func:`~e2former_pyg.tracing.trace_gradients`
     spares the padding and half of the kernels.
 
@@ -43,7 +46,9 @@ class CapturedGradients:
     :math:`(G, 3, 3)` as far as batches have them, with zeros on padding, :obj:`num_atoms`
     :math:`(G)`, and :obj:`graph_weight` :math:`(G)` and :obj:`atom_weight` :math:`(N)`, which are
     one over the number of graphs or atoms of the batch, and zero on padding: a sum of
-    :obj:`atom_weight` times errors is their mean over the atoms.
+    :obj:`atom_weight` times errors is their mean over the atoms. What a graph was captured with
+    stays as it was, but for these: numbers that change, such as weights that follow the step, are
+    given by each call, and are in :obj:`labels` as well.
 
     .. code-block:: python
 
@@ -59,11 +64,12 @@ class CapturedGradients:
 
     Args:
         model (E2FormerPotential): The potential, on a GPU, in training mode, made with
-            :obj:`elements` and without dropout. Its parameters have to stay in their memory, as
-            optimizers leave them, and gradients of a call last until the next one.
+            :obj:`elements` and without dropout, and served by the Triton kernels. Its parameters
+            have to stay in their memory, as optimizers leave them, and gradients of a call last
+            until the next one.
         loss (callable): The loss.
-        spare (float, optional): Room for further atoms and edges, as a share of those of the batch
-            that is captured. (default: :obj:`0.2`)
+        spare (float, optional): Room for further graphs, atoms and edges, as a share of those of
+            the batch that is captured. (default: :obj:`0.2`)
 
     Raises:
         ValueError: If :obj:`model` is not like that, or :obj:`spare` is negative.
@@ -81,27 +87,64 @@ class CapturedGradients:
         self.model = model
         self.loss = loss
         self.spare = spare
+        self._layers = list(radial_networks(model))
         self._captured: _Step | None = None
 
-    def __call__(self, data: Batch) -> Tensor:
+    def takes(self, data: Batch) -> bool:
+        r"""Whether batches like this can be captured: on a GPU, where the kernels serve the model.
+
+        Args:
+            data (Batch): A batch.
+        """
+        return can_capture(self.model, self._layers, data.pos)
+
+    def __call__(self, data: Batch, **numbers: float) -> Tensor:
         r"""Sets :obj:`.grad` of the parameters and returns the loss.
 
         Args:
             data (Batch): Graphs on the GPU with their labels.
+            **numbers (float, optional): Further numbers that the loss reads: each is in
+                :obj:`labels` by its name, as a float64 tensor.
         """
-        if not data.pos.is_cuda:
-            raise ValueError(f"`data` must be on a GPU to be captured, got {data.pos.device}")
+        if not self.takes(data):
+            backend = self.model.backbone.config["backend"]
+            raise ValueError(
+                "`data` must be on a GPU where the kernels serve the model to be captured, got "
+                f"{data.pos.device} and backend={backend!r}"
+            )
+        taken = sorted(_LABELS & numbers.keys())
+        if taken:
+            raise ValueError(f"`{taken[0]}` is the name of a label, expected one of a number")
         inputs = _prepare(data, self.model.cutoff)
-        if self._captured is None or not self._captured.fits(inputs, data):
+        if self._captured is None or not self._captured.fits(inputs, data, numbers):
+            room = _Room.of(inputs, data, self.spare)
+            if self._captured is not None:  # batches of many graphs may have few edges
+                room = _Room(*map(max, room, self._captured.room))
             self._captured = None  # its memory goes first
-            self._captured = _Step(self.model, self.loss, inputs, data, self.spare)
-        value, gradients = self._captured(inputs, data)
+            self._captured = _Step(self.model, self.loss, inputs, data, room, numbers)
+        value, gradients = self._captured(inputs, data, numbers)
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         return value.clone()
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}({self.model})"
+
+
+class _Room(NamedTuple):
+    """What fits into the memory of a graph, the padding included."""
+
+    graphs: int
+    atoms: int
+    edges: int
+
+    @classmethod
+    def of(cls, inputs: GraphInput, data: Batch, spare: float) -> _Room:
+        """Room for a batch and a share more."""
+        assert inputs.edge_index is not None
+        sizes = data.num_graphs, inputs.pos.size(0), inputs.edge_index.size(1)
+        graphs, atoms, edges = (int((1 + spare) * size) for size in sizes)
+        return cls(graphs + 1, atoms + 1, edges + 64)
 
 
 class _Step:
@@ -113,44 +156,42 @@ class _Step:
         loss: PaddedLoss,
         inputs: GraphInput,
         data: Batch,
-        spare: float,
+        room: _Room,
+        numbers: Mapping[str, float],
     ) -> None:
-        pos, edges = inputs.pos, inputs.edge_index
-        assert edges is not None
-        device = pos.device
-        self.num_graphs = data.num_graphs + 1
-        self.num_atoms = int((1 + spare) * pos.size(0)) + 1
-        self.num_edges = int((1 + spare) * edges.size(1)) + 64
-        self._edges = PaddedNeighborhood(self.num_atoms, self.num_edges, pos.dtype, device)
-        self._keys = _keys(inputs, data)
+        pos, device = inputs.pos, inputs.pos.device
+        self.room = room
+        self._edges = PaddedNeighborhood(room.atoms, room.edges, pos.dtype, device)
+        self._keys = _keys(inputs, data, numbers)
 
-        def room(like: Tensor, size: int) -> Tensor:
+        def zeros(like: Tensor, size: int) -> Tensor:
             return like.new_zeros(size, *like.shape[1:])
 
-        graphs, atoms = self.num_graphs, self.num_atoms
+        graphs, atoms = room.graphs, room.atoms
         systems = {name: getattr(inputs, name) for name in _SYSTEMS}
         self._inputs = GraphInput(
-            z=room(inputs.z, atoms),
-            pos=room(pos, atoms),
+            z=zeros(inputs.z, atoms),
+            pos=zeros(pos, atoms),
             batch=torch.zeros(atoms, dtype=torch.long, device=device),
             edge_index=self._edges.edge_index,
             edge_shift=self._edges.edge_shift,
             batch_size=graphs,
-            **{name: room(v, graphs) for name, v in systems.items() if v is not None},
+            **{name: zeros(v, graphs) for name, v in systems.items() if v is not None},
         )
-        of_graphs = {name: room(data[name], graphs) for name in _OF_GRAPHS if name in data}
-        of_atoms = {name: room(data[name], atoms) for name in _OF_ATOMS if name in data}
+        of_graphs = {name: zeros(data[name], graphs) for name in _OF_GRAPHS if name in data}
+        of_atoms = {name: zeros(data[name], atoms) for name in _OF_ATOMS if name in data}
         self._labels = Data(
             **of_graphs,
             **of_atoms,
             num_atoms=torch.ones(graphs, dtype=torch.long, device=device),
             graph_weight=pos.new_zeros(graphs),
             atom_weight=pos.new_zeros(atoms),
+            **{name: pos.new_zeros((), dtype=torch.float64) for name in numbers},
         )
         # Lone atoms of an element that the model knows.
         elements: Any = model.backbone.config["elements"]
         self._element = int(elements[0])
-        self._write(inputs, data)
+        self._write(inputs, data, numbers)
         parameters = [p for p in model.parameters() if p.requires_grad]
 
         def run() -> tuple[Tensor, dict[torch.nn.Parameter, Tensor]]:
@@ -161,31 +202,29 @@ class _Step:
 
         self._run = Captured(run, device)
 
-    def fits(self, inputs: GraphInput, data: Batch) -> bool:
+    def fits(self, inputs: GraphInput, data: Batch, numbers: Mapping[str, float]) -> bool:
         """Whether there is room for a batch."""
         assert inputs.edge_index is not None
         return (
-            data.num_graphs + 1 == self.num_graphs
-            and inputs.pos.size(0) < self.num_atoms
-            and inputs.edge_index.size(1) <= self.num_edges
-            and _keys(inputs, data) == self._keys
+            data.num_graphs < self.room.graphs
+            and inputs.pos.size(0) < self.room.atoms
+            and inputs.edge_index.size(1) <= self.room.edges
+            and _keys(inputs, data, numbers) == self._keys
         )
 
-    def _write(self, inputs: GraphInput, data: Batch) -> None:
+    def _write(self, inputs: GraphInput, data: Batch, numbers: Mapping[str, float]) -> None:
         atoms, graphs = inputs.pos.size(0), data.num_graphs
         own = self._inputs
         own.z[:atoms], own.z[atoms:] = inputs.z, self._element
         own.pos[:atoms], own.pos[atoms:] = inputs.pos, 0.0
         assert own.batch is not None and inputs.edge_index is not None
         own.batch[:atoms] = 0 if inputs.batch is None else inputs.batch
-        own.batch[atoms:] = graphs
+        own.batch[atoms:] = self.room.graphs - 1
         for name in _SYSTEMS:
             mine, theirs = getattr(own, name), getattr(inputs, name)
             if mine is not None:
-                mine[:graphs] = theirs
-        if own.spin is not None:
-            own.spin[graphs:] = 1
-        size = (self.num_atoms, self.num_atoms)
+                mine[:graphs], mine[graphs:] = theirs, int(name == "spin")
+        size = (self.room.atoms, self.room.atoms)
         # The same edges among the nodes of the padding as well, none of which has one.
         edges: Any = inputs.edge_index
         edges = EdgeIndex(edges.as_tensor(), sparse_size=size, sort_order="col")
@@ -196,14 +235,16 @@ class _Step:
             if name in labels:
                 labels[name][: data[name].size(0)] = data[name]
                 labels[name][data[name].size(0) :] = 0.0
-        labels.num_atoms[:graphs] = data.ptr.diff()
-        labels.graph_weight[:graphs] = 1 / graphs
+        labels.num_atoms[:graphs], labels.num_atoms[graphs:] = data.ptr.diff(), 1
+        labels.graph_weight[:graphs], labels.graph_weight[graphs:] = 1 / graphs, 0.0
         labels.atom_weight[:atoms], labels.atom_weight[atoms:] = 1 / atoms, 0.0
+        for name, number in numbers.items():
+            labels[name].fill_(number)
 
     def __call__(
-        self, inputs: GraphInput, data: Batch
+        self, inputs: GraphInput, data: Batch, numbers: Mapping[str, float]
     ) -> tuple[Tensor, dict[torch.nn.Parameter, Tensor]]:
-        self._write(inputs, data)
+        self._write(inputs, data, numbers)
         return self._run()
 
 
@@ -218,10 +259,11 @@ def _prepare(data: Batch, cutoff: float) -> GraphInput:
     return inputs._replace(cell=cell, pbc=pbc)
 
 
-def _keys(inputs: GraphInput, data: Batch) -> tuple[object, ...]:
-    """What a batch brings, beside its sizes."""
+def _keys(inputs: GraphInput, data: Batch, numbers: Mapping[str, float]) -> tuple[object, ...]:
+    """What a call brings, beside sizes."""
     tensors = {name: data.get(name) for name in (*_OF_GRAPHS, *_OF_ATOMS)}
     tensors |= {name: getattr(inputs, name) for name in ("pos", *_SYSTEMS)}
-    return tuple(
+    kinds = [
         (name, value.dtype, value.shape[1:]) for name, value in tensors.items() if value is not None
-    )
+    ]
+    return (*kinds, *sorted(numbers))

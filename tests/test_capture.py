@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 from torch_geometric.data import Batch, Data
 
 from e2former_pyg import E2FormerPotential, capture
+from e2former_pyg.functional import chunks
 from e2former_pyg.transforms import RadiusGraph
 
 CUTOFF = 4.0
@@ -72,50 +74,99 @@ def check(model, data, value, gradients, rtol):
         torch.testing.assert_close(found, gradient, rtol=0, atol=rtol * size)
 
 
-class Now:
-    """Stands in for a CUDA graph where there is none."""
+class Replayed:
+    """Stands in for a CUDA graph where there is none: each call writes into the same tensors."""
 
     def __init__(self, run, device):
         self.run = run
+        self.out = tree_map(torch.clone, run())
 
     def __call__(self):
-        return self.run()
+        # PyTorch's backend keeps what it derives from edges, which the kernels do not.
+        for neighborhood in list(chunks._PLANS):
+            neighborhood._degree = neighborhood._row = None
+        chunks._PLANS.clear()
+        chunks._WHOLE.clear()
+        for mine, new in zip(tree_leaves(self.out), tree_leaves(self.run()), strict=True):
+            mine.copy_(new)
+        return self.out
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """Lets tensors on the CPU be captured, and returns what has been."""
+    steps = []
+    make = capture._Step
+
+    def record(*args):
+        steps.append(make(*args))
+        return steps[-1]
+
+    monkeypatch.setattr(capture, "Captured", Replayed)
+    monkeypatch.setattr(capture, "can_capture", lambda *given: True)
+    monkeypatch.setattr(capture, "_Step", record)
+    return steps
 
 
 @pytest.mark.parametrize("periodic", [False, True])
-def test_padding_changes_nothing(monkeypatch, periodic):
-    monkeypatch.setattr(capture, "Captured", Now)
+def test_padding_changes_nothing(replayed, periodic):
+    """Batches of other sizes, some with fewer graphs, in the memory of the first."""
     model = make_model(stress=periodic, repulsion=periodic).train()
-    data = make_batch(5, 1, 4, periodic=periodic)
-    inputs = capture._prepare(data, CUTOFF)
-    step = capture._Step(model, loss, inputs, data, 0.5)
-    value, gradients = step(inputs, data)
-    check(model, data, value, [gradients[p] for p in model.parameters()], 1e-5)
+    gradients = capture.CapturedGradients(model, loss, spare=0.5)
+    for sizes in ((5, 1, 4), (3, 2, 4, 1), (6,), (5, 1, 4)):
+        data = make_batch(*sizes, periodic=periodic)
+        value = gradients(data)
+        check(model, data, value, [p.grad for p in model.parameters()], 1e-5)
+    assert len(replayed) == 1
 
 
-def test_charges_and_spins(monkeypatch):
-    monkeypatch.setattr(capture, "Captured", Now)
+def test_charges_and_spins(replayed):
     model = make_model(charge=True, spin=True).train()
-    data = make_batch(2, 3, charge=-1, spin=2)
-    inputs = capture._prepare(data, CUTOFF)
-    value, gradients = capture._Step(model, loss, inputs, data, 0.5)(inputs, data)
-    check(model, data, value, [gradients[p] for p in model.parameters()], 1e-5)
+    gradients = capture.CapturedGradients(model, loss, spare=0.5)
+    for sizes in ((2, 3, 1), (4,)):
+        data = make_batch(*sizes, charge=-1, spin=2)
+        value = gradients(data)
+        check(model, data, value, [p.grad for p in model.parameters()], 1e-5)
+    assert len(replayed) == 1
 
 
-def test_what_has_room():
+def test_what_has_room(replayed):
+    gradients = capture.CapturedGradients(make_model().train(), loss, spare=0.0)
+
+    def captures(data):
+        """Whether a batch is captured anew."""
+        before = len(replayed)
+        gradients(data)
+        return len(replayed) > before
+
+    assert captures(make_batch(5, 4))
+    assert not captures(make_batch(5, 4))
+    assert not captures(make_batch(3, 2))
+    assert not captures(make_batch(8))
+    assert captures(make_batch(5, 6))
+    assert captures(make_batch(2, 2, 1))
+    # There is room for the largest number of each.
+    assert not captures(make_batch(5, 6))
+    assert not captures(make_batch(4, 4, 3))
+    assert captures(make_batch(2, 2, periodic=True))
+
+
+def test_numbers_are_read_at_each_call(replayed):
+    model = make_model().train()
+    gradients = capture.CapturedGradients(
+        model, lambda out, labels: labels.factor * loss(out, labels) + labels.offset.float()
+    )
     data = make_batch(5, 4)
-    inputs = capture._prepare(data, CUTOFF)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(capture, "Captured", Now)
-        step = capture._Step(make_model().train(), loss, inputs, data, 0.0)
-    smaller, larger = make_batch(3, 2), make_batch(5, 6)
-    assert step.fits(inputs, data)
-    assert step.fits(capture._prepare(smaller, CUTOFF), smaller)
-    assert not step.fits(capture._prepare(larger, CUTOFF), larger)
-    others = make_batch(2, 2, 1)
-    assert not step.fits(capture._prepare(others, CUTOFF), others)
-    periodic = make_batch(2, 2, periodic=True)
-    assert not step.fits(capture._prepare(periodic, CUTOFF), periodic)
+    value, expected = eager(model, data)
+    size = max(float(gradient.abs().max()) for gradient in expected)
+    for factor, offset in ((1.0, 0.0), (3.0, 1.0), (0.5, 2.0)):
+        found = gradients(data, factor=factor, offset=offset)
+        torch.testing.assert_close(found.float(), factor * value + offset, rtol=1e-5, atol=0)
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, factor * gradient, rtol=0, atol=1e-5 * size)
+    assert len(replayed) == 1
+    with pytest.raises(ValueError, match="`energy` is the name of a label"):
+        gradients(data, energy=1.0)
 
 
 def test_errors():
@@ -130,9 +181,22 @@ def test_errors():
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("options", [{"backend": "torch"}, {"algorithm": "factorized"}])
+def test_other_backends_are_refused(options):
+    """They would go on with the edges that they were captured with."""
+    gradients = capture.CapturedGradients(make_model(**options).cuda().train(), loss)
+    data = make_batch(2, 3).cuda()
+    assert not gradients.takes(data)
+    with pytest.raises(ValueError, match="`data` must be on a GPU where the kernels serve"):
+        gradients(data)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("periodic", [False, True])
-def test_batches_of_other_molecules(periodic):
+def test_batches_of_other_molecules(periodic, checkpointing):
     model = make_model(stress=periodic, repulsion=periodic).cuda().train()
+    model.backbone.activation_checkpointing = checkpointing
     gradients = capture.CapturedGradients(model, loss)
     for sizes in ((5, 3, 7), (2, 1, 4), (9, 9, 9), (8, 9, 8), (3, 4)):
         data = make_batch(*sizes, periodic=periodic).cuda()

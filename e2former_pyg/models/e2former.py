@@ -255,7 +255,9 @@ class E2Former(nn.Module):
                 # Given, not only entered: a checkpointed block runs again outside.
                 run: Callable = block
                 if self.activation_checkpointing and self.training:
-                    run = partial(checkpoint, block, use_reentrant=False)
+                    # Nothing else is random, and no state can be read while a graph is captured.
+                    random = self.config["dropout"] != 0
+                    run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=random)
                 given = x if exchange is None else exchange(x)
                 x = run(given, pos, edges, z, shift, strain=strain, batch=batch, geometry=geometry)
         return self.norm(x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -98,24 +98,11 @@ class InferencePotential:
         inputs = inputs._replace(
             batch=graph, batch_size=num_graphs, edge_index=edges, edge_shift=shift
         )
-        if self._can_capture(inputs.pos):
+        # Where a CUDA graph pays.
+        small = inputs.pos.size(0) <= MAX_CAPTURED_ATOMS
+        if small and can_capture(self.potential, self._networks, inputs.pos):
             return self._replay(inputs, num_graphs)
         return self.potential._evaluate(inputs, differentiable=False)
-
-    def _can_capture(self, pos: Tensor) -> bool:
-        """Whether a CUDA graph pays, and nothing waits for the device: PyTorch's backend does, and
-        others' backbones may.
-        """
-        return (
-            pos.is_cuda
-            and pos.size(0) <= MAX_CAPTURED_ATOMS
-            and type(self.potential.backbone) is E2Former
-            and all(
-                layer.algorithm == "direct"
-                and takes_triton(layer.backend, pos, layer.coupling, layer.lmax_in)
-                for layer in self._networks
-            )
-        )
 
     def _learn_elements(self, z: Tensor) -> None:
         """Makes splines of the pairs of all elements seen so far."""
@@ -167,6 +154,24 @@ def radial_networks(model: nn.Module) -> dict[EquivariantMessagePassing, RadialN
     """The radial networks of the layers."""
     layers = (m for m in model.modules() if isinstance(m, EquivariantMessagePassing))
     return {layer: layer.radial for layer in layers}
+
+
+def can_capture(
+    potential: E2FormerPotential, layers: Iterable[EquivariantMessagePassing], pos: Tensor
+) -> bool:
+    """Whether the work on a potential with these layers fits into a CUDA graph that serves other
+    edges as well: PyTorch's backend waits for the device and keeps what it derives from edges, and
+    others' backbones may.
+    """
+    return (
+        pos.is_cuda
+        and type(potential.backbone) is E2Former
+        and all(
+            layer.algorithm == "direct"
+            and takes_triton(layer.backend, pos, layer.coupling, layer.lmax_in)
+            for layer in layers
+        )
+    )
 
 
 def fix_elements(
