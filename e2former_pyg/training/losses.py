@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch
+from torch_geometric.data import Data
 
 from ..models import PotentialOutput
 
@@ -62,12 +62,18 @@ vectors.
 """
 
 
-def errors(out: PotentialOutput, data: Batch) -> dict[str, Tensor]:
+def errors(out: PotentialOutput, data: Data, num_atoms: Tensor | None = None) -> dict[str, Tensor]:
     """Predicted minus reference values: energies per atom, forces and stresses, as far as the
     model gives them and the batch has them.
+
+    Args:
+        out (PotentialOutput): The predictions.
+        data (Data): The labels.
+        num_atoms (torch.Tensor, optional): The number of atoms of each graph.
+            (default: :obj:`None`, by :obj:`data.ptr`)
     """
     found = {}
-    sizes = data.ptr.diff().to(out.energy.device)
+    sizes = data.ptr.diff().to(out.energy.device) if num_atoms is None else num_atoms
     if data.get("energy") is not None:
         found["energy"] = (out.energy - data.energy.double().view_as(out.energy)) / sizes
     for name in ("forces", "stress"):
@@ -86,13 +92,35 @@ def loss_sums(
         found (dict): What :func:`errors` returned.
         wanted (dict): The kind of loss for each quantity.
     """
-    sums = {}
+    values = _values(found, wanted)
+    return {name: (value.sum(), value.numel()) for name, value in values.items()}
+
+
+def weighted_means(
+    found: Mapping[str, Tensor], wanted: Mapping[str, str], graph: Tensor, atom: Tensor
+) -> dict[str, Tensor]:
+    """The mean of each loss over a padded batch.
+
+    Args:
+        found (dict): What :func:`errors` returned.
+        wanted (dict): The kind of loss for each quantity.
+        graph (torch.Tensor): The weight of each graph, zero on padding, with a sum of one.
+        atom (torch.Tensor): That of each atom.
+    """
+    means = {}
+    for name, value in _values(found, wanted).items():
+        weight = atom if name == "forces" else graph
+        means[name] = weight.double() @ value.reshape(value.size(0), -1).mean(1)
+    return means
+
+
+def _values(found: Mapping[str, Tensor], wanted: Mapping[str, str]) -> dict[str, Tensor]:
+    """What is averaged of each quantity."""
+    values = {}
     for name, kind in wanted.items():
         if name not in found:
-            label = "energy" if name == "energy" else name
             raise ValueError(
-                f"`{name}_weight` is not zero, but the model or the batch has no `{label}`"
+                f"`{name}_weight` is not zero, but the model or the batch has no `{name}`"
             )
-        values = LOSSES[kind](found[name])
-        sums[name] = values.double().sum(), values.numel()
-    return sums
+        values[name] = LOSSES[kind](found[name]).double()
+    return values
