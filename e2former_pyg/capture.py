@@ -94,7 +94,7 @@ class CapturedGradients:
         r"""Whether batches like this can be captured: on a GPU, where the kernels serve the model.
 
         Args:
-            data (Batch): A batch.
+            data (torch_geometric.data.Batch): A batch.
         """
         return can_capture(self.model, self._layers, data.pos)
 
