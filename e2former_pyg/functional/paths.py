@@ -65,13 +65,14 @@ class Coupling(Paths):
         return table
 
     def couple(self, moments: Tensor) -> Tensor:
-        """Couples moments ``[N, H, num_moments, num_inputs, D]`` to path rows
-        ``[N, num_rows, H * D]``.
+        """Couples moments ``[G, H, num_moments, T, num_inputs, D]`` of groups of ``T`` nodes to
+        path rows ``[G * T, num_rows, H * D]``.
 
         Rows come first in memory, which is how the mixing of paths reads them.
         """
-        num_nodes, heads, _, num_inputs, size = moments.shape
-        flat = moments.permute(2, 3, 0, 1, 4).reshape(-1, num_nodes * heads * size)
+        groups, heads, _, group_size, num_inputs, size = moments.shape
+        num_nodes = groups * group_size
+        flat = moments.permute(2, 4, 0, 3, 1, 5).reshape(-1, num_nodes * heads * size)
         blocks, permutation = _blocks(self, moments.dtype, moments.device)
         # Splitting one block off would cost a copy in the backward pass.
         sizes = [(block.stop - block.start) * num_inputs for block in blocks]
