@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -80,9 +81,10 @@ def aggregate(
     rows, size = math.prod(x.shape[1:-1]), x.size(-1) // heads
     # [s, H, rows * D], so that a head's part of a source is one row.
     values = x.to(dtype).reshape(-1, rows, heads, size).transpose(1, 2).flatten(2)
-    out = values.new_zeros(neighborhood.num_targets, heads, rows * size)
+    shape = neighborhood.num_targets, heads, rows * size
     width = rows * x.size(-1)
+    axes, inputs = (Axis.EDGE, Axis.SOURCE), (weight.to(dtype), values)
     chunks = plan(neighborhood, Sizes(heads, width, width))
-    out = chunked(sum_chunk, chunks, out, (Axis.EDGE, Axis.SOURCE), (weight.to(dtype), values))
+    out = chunked(sum_chunk, chunks, partial(values.new_zeros, shape), axes, inputs)
     out = out.view(-1, heads, rows, size).transpose(1, 2)
     return out.reshape(neighborhood.num_targets, *x.shape[1:]).to(x.dtype)

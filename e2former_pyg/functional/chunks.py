@@ -139,8 +139,7 @@ def _build(
     while start < num_targets:
         stop = start + 1
         while (
-            stop < num_targets
-            and (stop + 1 - start) * sizes.of_group(1, widths[stop]) <= elements
+            stop < num_targets and (stop + 1 - start) * sizes.of_group(1, widths[stop]) <= elements
         ):
             stop += 1
         rows = order[start:stop].sort().values

@@ -34,8 +34,11 @@ class Groups(NamedTuple):
 
 def find_groups(neighborhood: CSRNeighborhood) -> Groups | None:
     """The groups of a graph whose parts without edges between them lie one after the other, as in
-    a batch of molecules; ``None`` where they would hold too few edges, or an edge twice.
+    a batch of molecules; ``None`` where they would hold too few edges, or an edge twice, and for
+    lists with room for more edges.
     """
+    if int(neighborhood.rowptr[-1]) < neighborhood.num_edges:
+        return None
     first_target, num_targets, first_source, num_sources = _ranges(neighborhood)
     target, real = _padded(first_target, num_targets)
     source, has_source = _padded(first_source, num_sources)

@@ -16,6 +16,7 @@ from .row_sums import RowTable, row_sums
 
 __all__ = ["Coupling", "Path", "as_orders", "coupling", "row_tables"]
 
+
 @dataclass(frozen=True)  # equal by value: copies of a layer share cached tables
 class Coupling(Paths):
     r"""The paths :math:`(l_1, \ell, l_3)` of one operation, from moments to output rows."""
@@ -51,16 +52,20 @@ class Coupling(Paths):
             ] = clebsch_gordan(l1, order, l3, device="cpu").permute(2, 1, 0)
         return table
 
+    def tables(self, dtype: torch.dtype, device: torch.device) -> tuple[RowTable, RowTable]:
+        """The coefficients as a matrix from moments and inputs to rows, and its transpose."""
+        return _tables(self, dtype, device)
+
     def couple(self, moments: Tensor) -> Tensor:
         """Couples moments ``[G, H, num_moments, T, num_inputs, D]`` of groups of ``T`` nodes to
         path rows ``[G * T, num_rows, H * D]``.
 
-        Rows come first in memory, which is how the mixing of paths reads them.
+        Rows come first in memory.
         """
         groups, heads, _, group_size, num_inputs, size = moments.shape
         num_nodes = groups * group_size
         flat = moments.permute(2, 4, 0, 3, 1, 5).reshape(-1, num_nodes * heads * size)
-        rows = row_sums(flat, *_tables(self, moments.dtype, moments.device))
+        rows = row_sums(flat, *self.tables(moments.dtype, moments.device))
         return rows.view(self.num_rows, num_nodes, heads * size).transpose(0, 1)
 
 
@@ -69,8 +74,6 @@ class Coupling(Paths):
 def _tables(
     coupling: Coupling, dtype: torch.dtype, device: torch.device
 ) -> tuple[RowTable, RowTable]:
-    """The coefficients as a matrix from moments and inputs to rows, and its transpose."""
-
     def build() -> tuple[RowTable, RowTable]:
         matrix = coupling.dense().flatten(1)
         return (

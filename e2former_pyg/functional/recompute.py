@@ -33,7 +33,7 @@ Input = Tensor | None
 def chunked(
     function: ChunkFunction,
     chunks: Sequence[Chunk],
-    out: Tensor,
+    out: Callable[[], Tensor],
     axes: Sequence[Axis],
     inputs: Sequence[Input],
 ) -> Tensor:
@@ -46,13 +46,13 @@ def chunked(
     Args:
         function (callable): The function of a chunk: a row for each of its places.
         chunks (list): The chunks.
-        out (torch.Tensor): Zeros, one row for each target; the result where no chunk is.
+        out (callable): Makes zeros, one row for each target; the result where no chunk is.
         axes (list): What the first dimension of each input runs over.
         inputs (list): Tensors (of indices, too) or ``None``.
     """
     if len(chunks) == 1 and chunks[0].rows is None:
         return _rows(function, chunks[0], _select_all(chunks[0], axes, inputs))
-    return _Chunked.apply(function, chunks, out, tuple(axes), *inputs)
+    return _Chunked.apply(function, chunks, out(), tuple(axes), *inputs)
 
 
 def _index(chunk: Chunk, axis: Axis) -> Tensor | None:

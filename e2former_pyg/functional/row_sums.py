@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from ..precision import autograd_without_autocast
 
 
-class RowTable(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class RowTable:
     """The nonzero numbers of a matrix, row by row."""
 
     column: Tensor
@@ -23,6 +25,20 @@ class RowTable(NamedTuple):
         start = torch.searchsorted(row, torch.arange(len(matrix) + 1, device=row.device))
         value = matrix[row, column].to(device, dtype)
         return cls(column.to(device), start.to(device), value)
+
+    def __len__(self) -> int:
+        return self.start.size(0) - 1
+
+    def times(self, x: Tensor) -> Tensor:
+        """The product with ``x``, without autograd."""
+        return torch.nn.functional.embedding_bag(
+            self.column,
+            x,
+            self.start,
+            mode="sum",
+            per_sample_weights=self.value,
+            include_last_offset=True,
+        )
 
 
 def row_sums(x: Tensor, table: RowTable, transposed: RowTable) -> Tensor:
@@ -38,14 +54,7 @@ class _RowSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: RowTable, transposed: RowTable) -> Tensor:
         ctx.tables = transposed, table
-        return torch.nn.functional.embedding_bag(
-            table.column,
-            x,
-            table.start,
-            mode="sum",
-            per_sample_weights=table.value,
-            include_last_offset=True,
-        )
+        return table.times(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -17,9 +17,10 @@ from torch import Tensor
 from ..graph import CSRNeighborhood
 from ..radial import evaluate_splines, spline_cells
 from .chunks import Chunk, Sizes, plan
+from .coupled_sums import coupled_sum
 from .dropout import dropout_mask
 from .geometry import edge_geometry, edge_vectors
-from .neighbor_sums import neighbor_dot, neighbor_sum
+from .neighbor_sums import neighbor_dot
 from .paths import Coupling, row_tables
 from .recompute import Axis
 from .sharing import shared, shared_lmax
@@ -155,11 +156,7 @@ def direct_sums(spec: Spec, neighborhood: CSRNeighborhood, v: Tensor) -> Sums:
 def _direct_rows(spec: Spec, chunk: Chunk, edges: Edges, weights: Tensor, v: Tensor) -> Tensor:
     """Sums weights times ``v [s, H, inputs, D]`` over neighbours and couples once per node."""
     weights = moment_weights(spec, weights, edges.harmonics)
-    index = chunk.head_index(spec.heads)
-    moments = neighbor_sum(weights.flatten(2, 3), v.flatten(2), index)
-    return spec.coupling.couple(
-        moments.unflatten(-1, v.shape[2:]).unflatten(2, weights.shape[2:4])
-    )
+    return coupled_sum(weights, v, chunk.head_index(spec.heads), spec.coupling)
 
 
 def attention_chunk(
