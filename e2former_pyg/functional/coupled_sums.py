@@ -34,9 +34,9 @@ def coupled_sum(weights: Tensor, values: Tensor, index: Tensor, coupling: Coupli
 def _blocks(weights: Tensor, values: Tensor, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Ranges of groups, and the values ``[g * H, K, I * D]`` of their slots."""
     groups, heads, moments, targets, slots = weights.shape
+    rows = values.flatten(0, 1).flatten(1)
     elements = CUDA_BLOCK_ELEMENTS if values.is_cuda else BLOCK_ELEMENTS
-    step = max(elements // (values[0].numel() * max(moments * targets, slots)), 1)
-    rows = values.reshape(-1, values[0, 0].numel())
+    step = max(elements // (heads * rows.size(1) * max(moments * targets, slots)), 1)
     for start in range(0, groups, step):
         block = slice(start, min(start + step, groups))
         gathered = rows.index_select(0, index[block].flatten())

@@ -41,7 +41,7 @@ def find_groups(neighborhood: CSRNeighborhood) -> Groups | None:
         return None
     first_target, num_targets, first_source, num_sources = _ranges(neighborhood)
     target, real = _padded(first_target, num_targets)
-    source, has_source = _padded(first_source, num_sources)
+    source, _ = _padded(first_source, num_sources)
     shape = (*target.shape, source.size(1))
     if shape[1] == 1 or neighborhood.num_edges < _LEAST_FILLED * shape[0] * shape[1] * shape[2]:
         return None

@@ -62,7 +62,7 @@ class Coupling(Paths):
 
         Rows come first in memory.
         """
-        groups, heads, _, group_size, num_inputs, size = moments.shape
+        groups, heads, _, group_size, _, size = moments.shape
         num_nodes = groups * group_size
         flat = moments.permute(2, 4, 0, 3, 1, 5).reshape(-1, num_nodes * heads * size)
         rows = row_sums(flat, *self.tables(moments.dtype, moments.device))

@@ -53,7 +53,7 @@ def attention_logits(
 
 
 def directional_term(qk: Tensor, harmonics: Tensor, u: Tensor | None) -> Tensor:
-    """Adds the product of ``u [G, T, rows, H]`` with the harmonics ``[G, rows, T, K]`` to ``qk``."""
+    """Adds the product of ``u [G, T, rows, H]`` and harmonics ``[G, rows, T, K]`` to ``qk``."""
     if u is None or u.size(2) == 1:  # degree 0 has no direction
         return qk
     return qk + torch.einsum("gtmh,gmtk->ghtk", u[:, :, 1:], harmonics[:, 1 : u.size(2)])
@@ -147,8 +147,8 @@ def direct_sums(spec: Spec, neighborhood: CSRNeighborhood, v: Tensor) -> Sums:
         carried,
         Sizes(
             spec.heads * paths.num_moments,
-            channels * paths.num_inputs,
-            channels * max(paths.num_moments * paths.num_inputs, paths.num_rows),
+            0,  # values and moments come in blocks
+            channels * paths.num_rows,
         ),
     )
 
