@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .bags import bag_sums
 from .checks import check_range, check_shape, values_known
 from .precision import autograd_without_autocast, without_autocast
 from .so3.degrees import build_constant
@@ -162,12 +163,9 @@ class _Evaluate(torch.autograd.Function):
         ctx.save_for_backward(polynomials, t, index)
         ctx.derivative = derivative
         rows = 4 * index.unsqueeze(-1) + torch.arange(4, device=index.device)
-        return nn.functional.embedding_bag(
-            rows,
-            polynomials.flatten(0, 1),
-            mode="sum",
-            per_sample_weights=_powers(t, derivative),
-        )
+        start = torch.arange(0, 4 * len(t) + 1, 4, device=index.device)
+        weights = _powers(t, derivative).flatten()
+        return bag_sums(polynomials.flatten(0, 1), rows.flatten(), start, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bags import bag_sums
 from ..precision import autograd_without_autocast
 
 
@@ -31,14 +32,7 @@ class RowTable:
 
     def times(self, x: Tensor) -> Tensor:
         """The product with ``x``, without autograd."""
-        return torch.nn.functional.embedding_bag(
-            self.column,
-            x,
-            self.start,
-            mode="sum",
-            per_sample_weights=self.value,
-            include_last_offset=True,
-        )
+        return bag_sums(x, self.column, self.start, self.value)
 
 
 def row_sums(x: Tensor, table: RowTable, transposed: RowTable) -> Tensor:
