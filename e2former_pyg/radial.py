@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .bags import bag_sums
 from .checks import check_range, check_shape, values_known
 from .precision import autograd_without_autocast, without_autocast
 from .so3.degrees import build_constant
@@ -139,11 +140,21 @@ def evaluate_splines(
     return values.unflatten(0, cell.shape)
 
 
+def _powers(t: Tensor, derivative: int) -> Tensor:
+    """``d^n(t**a)/dt^n`` for ``a`` from 0 to 3, ``[E, 4]``."""
+    powers = [torch.zeros_like(t)] * derivative
+    power = torch.ones_like(t)
+    for exponent in range(derivative, 4):
+        powers.append(power * math.perm(exponent, derivative))
+        power = power * t
+    return torch.stack(powers[:4], dim=1)
+
+
 @autograd_without_autocast
 class _Evaluate(torch.autograd.Function):
     """``out[e] = sum_a d^n(t**a)/dt^n polynomials[index[e], a]``.
 
-    Keeps no gathered coefficients. Its derivatives are itself, with the next ``n``, and
+    There are no gathered coefficients. Its derivatives are itself, with the next ``n``, and
     :class:`_Accumulate`, so that it can be differentiated any number of times.
     """
 
@@ -151,14 +162,10 @@ class _Evaluate(torch.autograd.Function):
     def forward(ctx: Any, polynomials: Tensor, t: Tensor, index: Tensor, derivative: int) -> Tensor:
         ctx.save_for_backward(polynomials, t, index)
         ctx.derivative = derivative
-        rows = polynomials.flatten(1).index_select(0, index).view(-1, *polynomials.shape[1:])
-        t = t.unsqueeze(-1)
-        if derivative > 3:
-            return torch.zeros_like(rows[:, 0])
-        out = rows[:, 3] * math.perm(3, derivative)
-        for exponent in range(2, derivative - 1, -1):  # Horner
-            out.mul_(t).add_(rows[:, exponent], alpha=math.perm(exponent, derivative))
-        return out
+        rows = 4 * index.unsqueeze(-1) + torch.arange(4, device=index.device)
+        start = torch.arange(0, 4 * len(t) + 1, 4, device=index.device)
+        weights = _powers(t, derivative).flatten()
+        return bag_sums(polynomials.flatten(0, 1), rows.flatten(), start, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -182,12 +189,7 @@ class _Accumulate(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(grad, t, index)
         ctx.derivative = derivative
-        powers = [torch.zeros_like(t)] * derivative
-        power = torch.ones_like(t)
-        for exponent in range(derivative, 4):
-            powers.append(power * math.perm(exponent, derivative))
-            power = power * t
-        edges = torch.stack(powers[:4], dim=1).unsqueeze(-1) * grad.unsqueeze(1)
+        edges = _powers(t, derivative).unsqueeze(-1) * grad.unsqueeze(1)
         return grad.new_zeros(size, 4, grad.size(1)).index_add_(0, index, edges)
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..checks import check_floating
 from ..graph import CSRNeighborhood
 from ..precision import without_autocast
-from .chunks import Chunk, plan
+from .chunks import Chunk, Sizes, plan
 from .inputs import check_backend_name
 from .neighbor_sums import neighbor_sum
 from .recompute import Axis, chunked
@@ -74,14 +75,16 @@ def aggregate(
     def sum_chunk(chunk: Chunk, weights: Tensor, values: Tensor) -> Tensor:
         if chunk.mask is not None:
             weights = weights * chunk.mask.unsqueeze(-1)
-        sums = neighbor_sum(weights.transpose(1, 2).unsqueeze(2), values, chunk.head_index(heads))
-        return sums.squeeze(2)
+        sums = neighbor_sum(weights.movedim(-1, 1), values, chunk.head_index(heads))
+        return sums.transpose(1, 2).flatten(0, 1)
 
     rows, size = math.prod(x.shape[1:-1]), x.size(-1) // heads
     # [s, H, rows * D], so that a head's part of a source is one row.
     values = x.to(dtype).reshape(-1, rows, heads, size).transpose(1, 2).flatten(2)
-    out = values.new_zeros(neighborhood.num_targets, heads, rows * size)
-    chunks = plan(neighborhood, max(rows * x.size(-1), 1))
-    out = chunked(sum_chunk, chunks, out, (Axis.EDGE, Axis.SOURCE), (weight.to(dtype), values))
+    shape = neighborhood.num_targets, heads, rows * size
+    width = rows * x.size(-1)
+    axes, inputs = (Axis.EDGE, Axis.SOURCE), (weight.to(dtype), values)
+    chunks = plan(neighborhood, Sizes(heads, width, width))
+    out = chunked(sum_chunk, chunks, partial(values.new_zeros, shape), axes, inputs)
     out = out.view(-1, heads, rows, size).transpose(1, 2)
     return out.reshape(neighborhood.num_targets, *x.shape[1:]).to(x.dtype)

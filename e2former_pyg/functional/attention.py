@@ -202,11 +202,9 @@ def equivariant_attention(
         **sums.carried,
     }
     axes, tensors = zip(*inputs.values(), strict=True)
-    out = v.new_zeros(
-        neighborhood.num_targets, spec.coupling.num_rows, v.size(-1), dtype=spec.dtype
-    )
+    shape = neighborhood.num_targets, spec.coupling.num_rows, v.size(-1)
+    zeros = partial(v.new_zeros, shape, dtype=spec.dtype)
     function = partial(attention_chunk, spec, sums.function)
-    out = chunked(
-        function, chunks_of(sums, radial.num_functions, q.size(1) * q.size(2)), out, axes, tensors
-    )
+    chunks = chunks_of(sums, radial.num_functions, q.size(1) * q.size(2))
+    out = chunked(function, chunks, zeros, axes, tensors)
     return out.to(v.dtype)

@@ -1,18 +1,22 @@
 """Rectangular chunks of neighbourhoods for the PyTorch backend.
 
-Rows of similar degree are padded to one length, so that a sum over neighbours is a batched matrix
-product, and grouped until a chunk holds as much as memory allows.
+A sum over neighbours is a batched matrix product. Where groups of targets share their sources, as
+the atoms of a molecule do, it is one for each group; elsewhere rows of similar degree are padded
+to one length. Chunks hold as much as memory allows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ..graph import CSRNeighborhood
+from .groups import Groups, find_groups
 
 # Elements of the largest per-chunk intermediate: 16 MiB in float32, which stays in the cache of
 # a CPU or nearly so, and is long enough to hide the cost of a call.
@@ -26,75 +30,127 @@ _PADDING_LIMIT = 4.0
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """``n`` target nodes with ``K`` slots each."""
+    """``G`` groups of ``T`` target nodes with ``K`` slots each; the targets of a group have the
+    same sources in their slots.
+    """
 
     rows: Tensor | None
     """The target nodes ``[n]``; ``None`` for all of them, in order."""
+    targets: Tensor | None
+    """The target node at each of the ``G * T`` places, 0 on padding; ``None`` for all nodes, in
+    order."""
+    places: Tensor | None
+    """The place of each of the ``n`` target nodes; ``None`` if no place is padding."""
     sources: Tensor | None
     """The distinct source nodes ``[s]``; ``None`` for all of them, in order."""
     col: Tensor
-    """Position of each slot's source among ``sources``, ``[n, K]``; 0 on padding."""
+    """Position of each slot's source among ``sources``, ``[G, K]``; any on padding."""
     edge: Tensor
-    """Position of each slot's edge in the caller's list, ``[n, K]``; 0 on padding."""
+    """Position of each slot's edge in the caller's list, ``[G, T, K]``; 0 on padding."""
     mask: Tensor | None
-    """True on real slots ``[n, K]``; ``None`` if all are real."""
+    """True on real slots ``[G, T, K]``; ``None`` if all are real."""
+
+    def grouped(self, tensor: Tensor) -> Tensor:
+        """What each target has, ``[G * T, ...]``, as ``[G, T, ...]``."""
+        return tensor.unflatten(0, self.edge.shape[:2])
 
     def head_index(self, heads: int) -> Tensor:
-        """Rows ``[n, H, K]`` of the slots' sources and heads among ``s * H`` rows."""
+        """Rows ``[G, H, K]`` of the slots' sources and heads among ``s * H`` rows."""
         head = torch.arange(heads, device=self.col.device)
         return self.col.unsqueeze(1) * heads + head.view(-1, 1)
 
 
-_WHOLE: WeakKeyDictionary[CSRNeighborhood, Chunk] = WeakKeyDictionary()
-_PLANS: WeakKeyDictionary[CSRNeighborhood, dict[tuple[int, int], list[Chunk]]] = WeakKeyDictionary()
+class Sizes(NamedTuple):
+    """Elements of the largest intermediates."""
+
+    slot: int
+    """For each target and each of its slots."""
+    source: int = 0
+    """For each slot of a group: what is gathered from its source."""
+    target: int = 0
+    """For each target."""
+
+    def of_group(self, targets: int, slots: int) -> int:
+        return max(targets * slots * self.slot, slots * self.source, targets * self.target, 1)
 
 
-def plan(neighborhood: CSRNeighborhood, per_slot: int, per_node: int = 0) -> list[Chunk]:
+class _Plans:
+    """What is known of one neighbourhood."""
+
+    def __init__(self, neighborhood: CSRNeighborhood) -> None:
+        self.chunks: dict[tuple[int, Sizes], list[Chunk]] = {}
+        self.groups = find_groups(neighborhood)
+        # One object whatever the budget, so that operations can share what they derive from it.
+        self.whole: dict[bool, Chunk] = {}
+
+
+_PLANS: WeakKeyDictionary[CSRNeighborhood, _Plans] = WeakKeyDictionary()
+
+
+def plan(neighborhood: CSRNeighborhood, sizes: Sizes) -> list[Chunk]:
     """Chunks that cover every target with at least one edge.
 
     Args:
         neighborhood (CSRNeighborhood): The neighbourhoods.
-        per_slot (int): Elements of the largest intermediate for each slot.
-        per_node (int): The same for each target.
+        sizes (Sizes): What has to fit into the budget.
     """
-    # In slots: how many fit, and how many a target takes at least.
     elements = CUDA_CHUNK_ELEMENTS if neighborhood.device.type == "cuda" else CHUNK_ELEMENTS
-    budget = max(elements // per_slot, 1)
-    least = -(-per_node // per_slot)
-    plans = _PLANS.setdefault(neighborhood, {})
-    if (budget, least) not in plans:
-        plans[budget, least] = _build(neighborhood, budget, least)
-    return plans[budget, least]
-
-
-def _build(neighborhood: CSRNeighborhood, budget: int, least: int) -> list[Chunk]:
-    num_edges, num_targets = neighborhood.num_edges, neighborhood.num_targets
-    if num_edges == 0:
+    if neighborhood.num_edges == 0:
         return []
+    plans = _PLANS.get(neighborhood)
+    if plans is None:
+        plans = _PLANS[neighborhood] = _Plans(neighborhood)
+    if (elements, sizes) not in plans.chunks:
+        plans.chunks[elements, sizes] = list(_build(neighborhood, plans, elements, sizes))
+    return plans.chunks[elements, sizes]
+
+
+def _build(
+    neighborhood: CSRNeighborhood, plans: _Plans, elements: int, sizes: Sizes
+) -> Iterator[Chunk]:
+    groups = plans.groups
+    if groups is not None:
+        count, *shape = groups.mask.shape
+        fit = elements // sizes.of_group(*shape)
+        if fit >= count:
+            if True not in plans.whole:
+                plans.whole[True] = _of_groups(groups, True)
+            yield plans.whole[True]
+            return
+        if fit > 0:
+            for start in range(0, count, fit):
+                part = (tensor[start : start + fit] for tensor in groups)
+                yield _of_groups(Groups._make(part), False)
+            return
+
+    num_targets = neighborhood.num_targets
     degree = neighborhood.degree.long()
     width = int(degree.max())
-    fits = num_targets * max(width, least) <= budget
-    if fits and num_targets * width <= _PADDING_LIMIT * num_edges:
-        # One object whatever the budget, so that operations can share what they derive from it.
-        if neighborhood not in _WHOLE:
-            _WHOLE[neighborhood] = _chunk(neighborhood, None, degree, width)
-        return [_WHOLE[neighborhood]]
+    fits = num_targets * sizes.of_group(1, width) <= elements
+    if fits and num_targets * width <= _PADDING_LIMIT * neighborhood.num_edges:
+        if False not in plans.whole:
+            plans.whole[False] = _of_rows(neighborhood, None, degree, width)
+        yield plans.whole[False]
+        return
 
     order = torch.argsort(degree, stable=True)
     widths = degree[order].tolist()
     start = widths.count(0)  # ascending, so the isolated nodes come first
-    chunks = []
     while start < num_targets:
         stop = start + 1
-        while stop < num_targets and (stop + 1 - start) * max(widths[stop], least) <= budget:
+        while (
+            stop < num_targets and (stop + 1 - start) * sizes.of_group(1, widths[stop]) <= elements
+        ):
             stop += 1
         rows = order[start:stop].sort().values
-        chunks.append(_chunk(neighborhood, rows, degree[rows], widths[stop - 1]))
+        yield _of_rows(neighborhood, rows, degree[rows], widths[stop - 1])
         start = stop
-    return chunks
 
 
-def _chunk(neighborhood: CSRNeighborhood, rows: Tensor | None, degree: Tensor, width: int) -> Chunk:
+def _of_rows(
+    neighborhood: CSRNeighborhood, rows: Tensor | None, degree: Tensor, width: int
+) -> Chunk:
+    """Targets with slots of their own: groups of one."""
     first = neighborhood.rowptr[:-1].long()
     if rows is not None:
         first = first[rows]
@@ -107,4 +163,17 @@ def _chunk(neighborhood: CSRNeighborhood, rows: Tensor | None, degree: Tensor, w
     if rows is not None:
         sources, col = torch.unique(neighborhood.col[slot].long(), return_inverse=True)
     full = degree.numel() * width == int(degree.sum())
-    return Chunk(rows, sources, col, edge, None if full else mask)
+    mask = mask.unsqueeze(1)
+    return Chunk(rows, rows, None, sources, col, edge.unsqueeze(1), None if full else mask)
+
+
+def _of_groups(groups: Groups, whole: bool) -> Chunk:
+    target, real, col, edge, mask = groups
+    target = target.flatten()
+    places = None if bool(real.all()) else real.flatten().nonzero().squeeze(1)
+    rows = sources = None
+    if not whole:
+        rows = target if places is None else target[places]
+        sources, col = torch.unique(col, return_inverse=True)
+    targets = None if whole and places is None else target
+    return Chunk(rows, targets, places, sources, col, edge, None if bool(mask.all()) else mask)

@@ -136,9 +136,8 @@ def equivariant_convolution(
         **sums.carried,
     }
     axes, tensors = zip(*inputs.values(), strict=True)
-    out = v.new_zeros(
-        neighborhood.num_targets, spec.coupling.num_rows, v.size(-1), dtype=spec.dtype
-    )
+    shape = neighborhood.num_targets, spec.coupling.num_rows, v.size(-1)
+    zeros = partial(v.new_zeros, shape, dtype=spec.dtype)
     function = partial(convolution_chunk, spec, sums.function)
-    out = chunked(function, chunks_of(sums, functions), out, axes, tensors)
+    out = chunked(function, chunks_of(sums, functions), zeros, axes, tensors)
     return out.to(v.dtype)

@@ -36,6 +36,6 @@ def edge_rows(spec: Spec, weights: Tensor, v_j: Tensor, harmonics: Tensor) -> Te
     """Path rows ``[E, P, C]`` of single edges, from weights ``[E, orders, H]`` and values
     ``[E, inputs, C]``.
     """
-    weights = moment_weights(spec, weights.unsqueeze(-1), harmonics.unsqueeze(-1))
-    moments = weights.unsqueeze(-1) * by_head(v_j, spec.heads).unsqueeze(2)
+    weights = moment_weights(spec, weights[..., None, None], harmonics[..., None, None])
+    moments = weights.unsqueeze(-1) * by_head(v_j, spec.heads)[:, :, None, None]
     return spec.coupling.couple(moments)

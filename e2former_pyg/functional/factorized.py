@@ -36,7 +36,7 @@ from ..so3.coupling import coupling_table
 from ..so3.degrees import build_constant
 from ..so3.paths import Path, Paths
 from ..so3.product import path_rows
-from .chunks import Chunk
+from .chunks import Chunk, Sizes
 from .image_rows import image_rows
 from .inputs import PairTensor
 from .neighbor_sums import neighbor_sum
@@ -200,8 +200,11 @@ def factorized_sums(
         rows.source,
         partial(_factorized_rows, plan),
         carried,
-        channels * max(paths.num_rows for paths in plan.sources),
-        channels * max(plan.num_sums, spec.coupling.num_rows),
+        Sizes(
+            2 * spec.heads * len(spec.coupling.orders),
+            channels * max(paths.num_rows for paths in plan.sources),
+            channels * max(plan.num_sums, spec.coupling.num_rows),
+        ),
     )
 
 
@@ -214,7 +217,7 @@ def _deform(r: Tensor, strain: Tensor, graph: Tensor | None) -> Tensor:
 def _factorized_rows(
     plan: _Plan, spec: Spec, chunk: Chunk, edges: Edges, weights: Tensor, *carried: Tensor
 ) -> Tensor:
-    """Path rows ``[n, P, C]`` from weights ``[n, orders, H, K]``."""
+    """Path rows ``[G * T, P, C]`` from weights ``[G, orders, H, T, K]``."""
     r_i, *products = carried
     orders = spec.coupling.orders
     index = chunk.head_index(spec.heads)
@@ -230,11 +233,11 @@ def _factorized_rows(
     sums: dict[tuple[int, int], Tensor] = {}
     for k, rows in enumerate(products):
         users = [order for order in orders if order >= k]
-        total = neighbor_sum(
-            torch.stack([scaled[order] for order in users], dim=2), rows.flatten(2), index
-        )
-        # [n, H, users, rows * D] to [n, rows, H * D] for each user.
-        total = total.unflatten(-1, rows.shape[2:]).permute(2, 0, 3, 1, 4).flatten(3)
+        stacked = torch.stack([scaled[order] for order in users], dim=2)
+        total = neighbor_sum(stacked.flatten(2, 3), rows.flatten(2), index)
+        # [G, H, users * T, rows * D] to [G * T, rows, H * D] for each user.
+        total = total.unflatten(-1, rows.shape[2:]).unflatten(2, stacked.shape[2:4])
+        total = total.permute(2, 0, 3, 4, 1, 5).flatten(4).flatten(1, 2)
         sums |= {(order, k): part for order, part in zip(users, total.unbind(0), strict=True)}
     harmonics = solid_harmonics(max(orders), r_i)
     parts = []

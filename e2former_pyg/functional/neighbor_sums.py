@@ -5,7 +5,8 @@ node-sized tensors. Each derivative of the three products is again one of the th
 can be differentiated any number of times.
 
 Shapes: weights ``[n, H, M, K]``, sums ``[n, H, M, d]``, values ``[s, H, d]`` and indices
-``[n, H, K]`` into the ``s * H`` rows of the values.
+``[n, H, K]`` into the ``s * H`` rows of the values. The ``M`` sums over the same values are what
+targets of a group have together.
 """
 
 from __future__ import annotations

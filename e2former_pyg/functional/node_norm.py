@@ -72,27 +72,27 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, balance: Tensor, eps: float) -> Tensor:
-        scale = (_dot(x, x * balance) + eps).rsqrt()
-        ctx.save_for_backward(x, balance)
-        ctx.eps = eps
+        # A norm takes one pass over the features and leaves nothing of their size.
+        squares = torch.linalg.vector_norm(x, dim=2, keepdim=True).square()
+        scale = ((squares * balance).sum(dim=1, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(x, balance, scale)
         return x * scale
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, balance = ctx.saved_tensors
-        return _NormalizeBackward.apply(x, grad, balance, ctx.eps), None, None
+        x, balance, scale = ctx.saved_tensors
+        return _NormalizeBackward.apply(x, grad, balance, scale), None, None
 
 
 @autograd_without_autocast
 class _NormalizeBackward(torch.autograd.Function):
-    """``s g - s**3 <x, g> b x``."""
+    """``s g - s**3 <x, g> b x``, where ``s`` is the function of ``x`` above."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grad: Tensor, balance: Tensor, eps: float) -> Tensor:
-        bx = x * balance
-        scale = (_dot(x, bx) + eps).rsqrt()
+    def forward(ctx: Any, x: Tensor, grad: Tensor, balance: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(x, grad, balance, scale)
-        return torch.addcmul(grad * scale, bx, scale**3 * _dot(x, grad), value=-1)
+        along = scale**3 * _dot(x, grad) * balance
+        return torch.addcmul(grad * scale, x, along, value=-1)
 
     @staticmethod
     @once_differentiable

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,20 +12,9 @@ from ..so3 import clebsch_gordan
 from ..so3.degrees import build_constant
 from ..so3.harmonics import MAX_DEGREE
 from ..so3.paths import Path, Paths, all_paths, as_orders
+from .row_sums import RowTable, row_sums
 
 __all__ = ["Coupling", "Path", "as_orders", "coupling", "row_tables"]
-
-# Up to this many coefficients one dense matrix over all orders is cheaper than a matrix per order:
-# a handful of wasted multiplications costs less than the extra calls.
-_DENSE_LIMIT = 2**14
-
-
-class _Block(NamedTuple):
-    """Coefficients of a contiguous range of moments, ``[rows, moments * inputs]``."""
-
-    start: int
-    stop: int
-    table: Tensor
 
 
 @dataclass(frozen=True)  # equal by value: copies of a layer share cached tables
@@ -64,47 +52,36 @@ class Coupling(Paths):
             ] = clebsch_gordan(l1, order, l3, device="cpu").permute(2, 1, 0)
         return table
 
-    def couple(self, moments: Tensor) -> Tensor:
-        """Couples moments ``[N, H, num_moments, num_inputs, D]`` to path rows
-        ``[N, num_rows, H * D]``.
+    def tables(self, dtype: torch.dtype, device: torch.device) -> tuple[RowTable, RowTable]:
+        """The coefficients as a matrix from moments and inputs to rows, and its transpose."""
+        return _tables(self, dtype, device)
 
-        Rows come first in memory, which is how the mixing of paths reads them.
+    def couple(self, moments: Tensor) -> Tensor:
+        """Couples moments ``[G, H, num_moments, T, num_inputs, D]`` of groups of ``T`` nodes to
+        path rows ``[G * T, num_rows, H * D]``.
+
+        Rows come first in memory.
         """
-        num_nodes, heads, _, num_inputs, size = moments.shape
-        flat = moments.permute(2, 3, 0, 1, 4).reshape(-1, num_nodes * heads * size)
-        blocks, permutation = _blocks(self, moments.dtype, moments.device)
-        # Splitting one block off would cost a copy in the backward pass.
-        sizes = [(block.stop - block.start) * num_inputs for block in blocks]
-        columns = [flat] if len(blocks) == 1 else flat.split(sizes)
-        parts = [block.table @ part for block, part in zip(blocks, columns, strict=True)]
-        rows = parts[0] if permutation is None else torch.cat(parts)[permutation]
+        groups, heads, _, group_size, _, size = moments.shape
+        num_nodes = groups * group_size
+        flat = moments.permute(2, 4, 0, 3, 1, 5).reshape(-1, num_nodes * heads * size)
+        rows = row_sums(flat, *self.tables(moments.dtype, moments.device))
         return rows.view(self.num_rows, num_nodes, heads * size).transpose(0, 1)
 
 
 @torch.compiler.assume_constant_result
 @cache
-def _blocks(
+def _tables(
     coupling: Coupling, dtype: torch.dtype, device: torch.device
-) -> tuple[list[_Block], Tensor | None]:
-    return build_constant(lambda: _build_blocks(coupling, dtype, device))
+) -> tuple[RowTable, RowTable]:
+    def build() -> tuple[RowTable, RowTable]:
+        matrix = coupling.dense().flatten(1)
+        return (
+            RowTable.from_dense(matrix, dtype, device),
+            RowTable.from_dense(matrix.t(), dtype, device),
+        )
 
-
-def _build_blocks(
-    coupling: Coupling, dtype: torch.dtype, device: torch.device
-) -> tuple[list[_Block], Tensor | None]:
-    dense = coupling.dense()
-    if dense.numel() <= _DENSE_LIMIT or len(coupling.orders) == 1:
-        table = dense.flatten(1).to(device, dtype)
-        return [_Block(0, coupling.num_moments, table)], None
-    blocks, rows, start = [], [], 0
-    for order in coupling.orders:
-        stop = start + 2 * order + 1
-        part = dense[:, start:stop].flatten(1)
-        used = part.abs().amax(dim=1).nonzero().squeeze(1)
-        rows.append(used)
-        blocks.append(_Block(start, stop, part[used].to(device, dtype)))
-        start = stop
-    return blocks, torch.cat(rows).argsort().to(device)
+    return build_constant(build)
 
 
 @torch.compiler.assume_constant_result

@@ -24,8 +24,8 @@ class Axis(Enum):
     SHARED = "shared"
 
 
-# Takes a chunk and its part of each input, returns a row for each target of the chunk. Padded
-# slots must not contribute, so that their gradients are zero.
+# Takes a chunk and its part of each input, returns a row for each place of a target. Padded slots
+# must not contribute, so that their gradients are zero.
 ChunkFunction = Callable[..., Tensor]
 Input = Tensor | None
 
@@ -33,7 +33,7 @@ Input = Tensor | None
 def chunked(
     function: ChunkFunction,
     chunks: Sequence[Chunk],
-    out: Tensor,
+    out: Callable[[], Tensor],
     axes: Sequence[Axis],
     inputs: Sequence[Input],
 ) -> Tensor:
@@ -44,21 +44,21 @@ def chunked(
     the result still belongs to the graph, with zero derivatives: a lone atom has zero forces.
 
     Args:
-        function (callable): The function of a chunk.
+        function (callable): The function of a chunk: a row for each of its places.
         chunks (list): The chunks.
-        out (torch.Tensor): Zeros, one row for each target; the result where no chunk is.
+        out (callable): Makes zeros, one row for each target; the result where no chunk is.
         axes (list): What the first dimension of each input runs over.
         inputs (list): Tensors (of indices, too) or ``None``.
     """
     if len(chunks) == 1 and chunks[0].rows is None:
-        return function(chunks[0], *_select_all(chunks[0], axes, inputs))
-    return _Chunked.apply(function, chunks, out, tuple(axes), *inputs)
+        return _rows(function, chunks[0], _select_all(chunks[0], axes, inputs))
+    return _Chunked.apply(function, chunks, out(), tuple(axes), *inputs)
 
 
 def _index(chunk: Chunk, axis: Axis) -> Tensor | None:
     """The positions along ``axis`` that a chunk reads; ``None`` for all."""
     if axis is Axis.TARGET:
-        return chunk.rows
+        return chunk.targets
     if axis is Axis.SOURCE:
         return chunk.sources
     return chunk.edge if axis is Axis.EDGE else None
@@ -77,6 +77,12 @@ def _select(chunk: Chunk, axis: Axis, tensor: Input) -> Input:
 def _select_all(chunk: Chunk, axes: Sequence[Axis], inputs: Sequence[Input]) -> list[Input]:
     """The parts of the inputs that a chunk reads."""
     return [_select(chunk, axis, tensor) for axis, tensor in zip(axes, inputs, strict=True)]
+
+
+def _rows(function: ChunkFunction, chunk: Chunk, parts: Sequence[Input]) -> Tensor:
+    """A row for each target."""
+    rows = function(chunk, *parts)
+    return rows if chunk.places is None else rows.index_select(0, chunk.places)
 
 
 def _add_all(
@@ -143,7 +149,7 @@ class _Chunked(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
         out = out.clone()
         for chunk in chunks:
-            out[chunk.rows] = function(chunk, *_select_all(chunk, axes, inputs))
+            out[chunk.rows] = _rows(function, chunk, _select_all(chunk, axes, inputs))
         return out
 
     @staticmethod
@@ -174,7 +180,7 @@ class _ChunkedBackward(torch.autograd.Function):
         for chunk in chunks:
             leaves = _leaves(chunk, axes, inputs, needs)
             with torch.enable_grad():
-                out = function(chunk, *leaves)
+                out = _rows(function, chunk, leaves)
             _add_all(totals, chunk, axes, _grad([out], leaves, [grad_out[chunk.rows]]))
         return tuple(totals)
 
@@ -190,7 +196,7 @@ class _ChunkedBackward(torch.autograd.Function):
             weights = _select_all(chunk, ctx.axes, cotangents)
             leaf_out = grad_out[chunk.rows].detach().requires_grad_()
             with torch.enable_grad():
-                out = ctx.function(chunk, *first)
+                out = _rows(ctx.function, chunk, first)
                 grads = _grad([out], first, [leaf_out], create_graph=True)
             pairs = [
                 (grad, weight)

@@ -18,11 +18,11 @@ def sink_softmax(logits: Tensor, weight: Tensor, sink: Tensor) -> Tensor:
     weight is zero, nothing depends on the logit.
 
     Args:
-        logits (torch.Tensor): Logits :math:`s`, ``[n, H, K]``.
-        weight (torch.Tensor): Weights :math:`w \ge 0`, ``[n, K]``.
+        logits (torch.Tensor): Logits :math:`s`, ``[G, H, T, K]``.
+        weight (torch.Tensor): Weights :math:`w \ge 0`, ``[G, T, K]``.
         sink (torch.Tensor): Logits :math:`b` of the sink, ``[H]``.
     """
-    return _SinkSoftmax.apply(logits, weight.unsqueeze(1), sink.unsqueeze(-1))[0]
+    return _SinkSoftmax.apply(logits, weight.unsqueeze(1), sink.view(-1, 1, 1))[0]
 
 
 def _unweighted(logits: Tensor, weight: Tensor, lse: Tensor) -> Tensor:
@@ -63,5 +63,5 @@ class _SinkSoftmax(torch.autograd.Function):
             (_unweighted(logits, weight, lse) * change).sum(dim=1, keepdim=True)
             if need_weight
             else None,
-            ((sink - lse).exp() * shared).sum(dim=0) if need_sink else None,
+            ((sink - lse).exp() * shared).sum(dim=(0, 2)).view_as(sink) if need_sink else None,
         )

@@ -1,7 +1,7 @@
 """The operations in plain PyTorch: the oracle of the kernels, and the path on the CPU.
 
-Tensors of edges are ``[n, ..., K]``: ``n`` target nodes with ``K`` padded slots, heads (groups of
-channels) and rows in between. An edge list is the case ``n = E``, ``K = 1``.
+Tensors of edges are ``[G, ..., T, K]``: ``G`` groups of ``T`` target nodes with ``K`` slots, heads
+(groups of channels) and rows in between. An edge list is the case ``G = E``, ``T = K = 1``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ..graph import CSRNeighborhood
 from ..radial import evaluate_splines, spline_cells
-from .chunks import Chunk, plan
+from .chunks import Chunk, Sizes, plan
+from .coupled_sums import coupled_sum
 from .dropout import dropout_mask
 from .geometry import edge_geometry, edge_vectors
-from .neighbor_sums import neighbor_dot, neighbor_sum
+from .neighbor_sums import neighbor_dot
 from .paths import Coupling, row_tables
 from .recompute import Axis
 from .sharing import shared, shared_lmax
@@ -42,24 +43,24 @@ class Spec:
 def attention_logits(
     functions: Tensor, qk: Tensor, edge_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Logits ``g1 * qk + g0 (+ bias)``, ``[n, H, K]``, and the radial weights ``g2`` of the
-    values, ``[n, orders, H, K]``, from the radial functions ``[n, (2 + orders) * H, K]``.
+    """Logits ``g1 * qk + g0 (+ bias)``, ``[G, H, T, K]``, and the radial weights ``g2`` of the
+    values, ``[G, orders, H, T, K]``, from the radial functions ``[G, (2 + orders) * H, T, K]``.
     """
     functions = functions.unflatten(1, (-1, qk.size(1)))
     g1, g0, g2 = functions.split([1, 1, functions.size(1) - 2], dim=1)
     logits = torch.addcmul(g0.squeeze(1), g1.squeeze(1), qk)
-    return (logits if edge_bias is None else logits + edge_bias.transpose(1, 2)), g2
+    return (logits if edge_bias is None else logits + edge_bias.movedim(-1, 1)), g2
 
 
 def directional_term(qk: Tensor, harmonics: Tensor, u: Tensor | None) -> Tensor:
-    """Adds the product of ``u [n, rows, H]`` with the harmonics ``[n, rows, K]`` to ``qk``."""
-    if u is None or u.size(1) == 1:  # degree 0 has no direction
+    """Adds the product of ``u [G, T, rows, H]`` and harmonics ``[G, rows, T, K]`` to ``qk``."""
+    if u is None or u.size(2) == 1:  # degree 0 has no direction
         return qk
-    return torch.baddbmm(qk, u[:, 1:].transpose(1, 2), harmonics[:, 1 : u.size(1)])
+    return qk + torch.einsum("gtmh,gmtk->ghtk", u[:, :, 1:], harmonics[:, 1 : u.size(2)])
 
 
 def moment_weights(spec: Spec, weights: Tensor, harmonics: Tensor) -> Tensor:
-    """Weights ``[n, orders, H, K]`` times harmonics: ``[n, H, moments, K]``."""
+    """Weights ``[G, orders, H, T, K]`` times harmonics: ``[G, H, moments, T, K]``."""
     rows, order_of_row = row_tables(spec.coupling, harmonics.device)
     if rows.numel() < harmonics.size(1):
         harmonics = harmonics.index_select(1, rows)
@@ -70,11 +71,11 @@ def moment_weights(spec: Spec, weights: Tensor, harmonics: Tensor) -> Tensor:
 class Edges(NamedTuple):
     """What does not depend on the layer."""
 
-    length: Tensor  # [n, K]
-    envelope: Tensor  # [n, K]
-    harmonics: Tensor  # [n, rows, K]
-    cell: Tensor  # [n, K]
-    t: Tensor  # [n, K]
+    length: Tensor  # [G, T, K]
+    envelope: Tensor  # [G, T, K]
+    harmonics: Tensor  # [G, rows, T, K]
+    cell: Tensor  # [G, T, K]
+    t: Tensor  # [G, T, K]
 
 
 def _edges(
@@ -87,14 +88,14 @@ def _edges(
 ) -> Edges:
     def compute() -> Edges:
         vectors = edge_vectors(
-            pos_i.unsqueeze(1),
-            pos_j.index_select(0, chunk.col.flatten()).unflatten(0, chunk.col.shape),
+            chunk.grouped(pos_i).unsqueeze(2),
+            pos_j.index_select(0, chunk.col.flatten()).unflatten(0, chunk.col.shape).unsqueeze(1),
             edge_shift,
-            None if strain is None else strain.unsqueeze(1),
+            None if strain is None else chunk.grouped(strain).unsqueeze(2),
         )
         lmax = shared_lmax(spec.lmax_harmonics)
         geometry = edge_geometry(vectors, spec.cutoff, lmax, spec.dtype, chunk.mask)
-        harmonics = geometry.harmonics.transpose(1, 2).contiguous()
+        harmonics = geometry.harmonics.movedim(-1, 1).contiguous()
         cells = spline_cells(geometry.length, spec.num_cells, spec.cutoff)
         return Edges(geometry.length, geometry.envelope, harmonics, *cells)
 
@@ -107,13 +108,13 @@ def _edges(
 def _functions(
     chunk: Chunk, edges: Edges, type_i: Tensor, type_j: Tensor, polynomials: Tensor
 ) -> Tensor:
-    """Radial functions ``[n, F, K]``."""
-    types = type_i.unsqueeze(1), type_j[chunk.col]
-    return evaluate_splines(polynomials, edges.cell, edges.t, *types).transpose(1, 2).contiguous()
+    """Radial functions ``[G, F, T, K]``."""
+    types = chunk.grouped(type_i).unsqueeze(2), type_j[chunk.col].unsqueeze(1)
+    return evaluate_splines(polynomials, edges.cell, edges.t, *types).movedim(-1, 1).contiguous()
 
 
-# Takes the specification, a chunk, its edges, weights ``[n, orders, H, K]`` and its part of what
-# an algorithm carries; returns path rows ``[n, P, C]``.
+# Takes the specification, a chunk, its edges, weights ``[G, orders, H, T, K]`` and its part of
+# what an algorithm carries; returns path rows ``[G * T, P, C]``.
 SumFunction = Callable[..., Tensor]
 
 
@@ -127,10 +128,8 @@ class Sums(NamedTuple):
     function: SumFunction
     carried: dict[str, tuple[Axis, Tensor]]
     """What ``function`` reads besides."""
-    per_slot: int
-    """Elements of its largest intermediate for each slot."""
-    per_node: int
-    """The same for each target."""
+    sizes: Sizes
+    """Of its largest intermediates."""
 
     def rows(self, tensor: Tensor) -> Tensor:
         """What each row has of its source."""
@@ -146,16 +145,18 @@ def direct_sums(spec: Spec, neighborhood: CSRNeighborhood, v: Tensor) -> Sums:
         None,
         _direct_rows,
         carried,
-        max(channels * paths.num_inputs, spec.heads * paths.num_moments),
-        channels * max(paths.num_moments * paths.num_inputs, paths.num_rows),
+        Sizes(
+            spec.heads * paths.num_moments,
+            0,  # values and moments come in blocks
+            channels * paths.num_rows,
+        ),
     )
 
 
 def _direct_rows(spec: Spec, chunk: Chunk, edges: Edges, weights: Tensor, v: Tensor) -> Tensor:
     """Sums weights times ``v [s, H, inputs, D]`` over neighbours and couples once per node."""
     weights = moment_weights(spec, weights, edges.harmonics)
-    moments = neighbor_sum(weights, v.flatten(2), chunk.head_index(spec.heads))
-    return spec.coupling.couple(moments.unflatten(-1, v.shape[2:]))
+    return coupled_sum(weights, v, chunk.head_index(spec.heads), spec.coupling)
 
 
 def attention_chunk(
@@ -177,17 +178,17 @@ def attention_chunk(
     seed: Tensor | None,
     *carried: Tensor,
 ) -> Tensor:
-    """Path rows ``[n, P, C]`` of :func:`~e2former_pyg.functional.equivariant_attention`."""
+    """Path rows ``[G * T, P, C]`` of :func:`~e2former_pyg.functional.equivariant_attention`."""
     edges = _edges(spec, chunk, pos_i, pos_j, edge_shift, strain)
     functions = _functions(chunk, edges, type_i, type_j, polynomials)
-    scaled = (q * (1 / math.sqrt(q.size(-1)))).unsqueeze(2)
-    qk = neighbor_dot(scaled, k, chunk.head_index(spec.heads)).squeeze(2)
-    qk = directional_term(qk, edges.harmonics, u)
+    scaled = chunk.grouped(q * (1 / math.sqrt(q.size(-1)))).transpose(1, 2)
+    qk = neighbor_dot(scaled, k, chunk.head_index(spec.heads))
+    qk = directional_term(qk, edges.harmonics, None if u is None else chunk.grouped(u))
     logits, g2 = attention_logits(functions, qk, edge_bias)
     alpha = sink_softmax(logits, edges.envelope, sink)
     if seed is not None:
         mask = dropout_mask(seed, chunk.edge, spec.heads, spec.dropout, alpha.dtype)
-        alpha = alpha * mask.transpose(1, 2)
+        alpha = alpha * mask.movedim(-1, 1)
     return sums(spec, chunk, edges, alpha.unsqueeze(1) * g2, *carried)
 
 
@@ -205,11 +206,11 @@ def convolution_chunk(
     polynomials: Tensor,
     *carried: Tensor,
 ) -> Tensor:
-    """Path rows ``[n, P, C]`` of :func:`~e2former_pyg.functional.equivariant_convolution`."""
+    """Path rows ``[G * T, P, C]`` of :func:`~e2former_pyg.functional.equivariant_convolution`."""
     edges = _edges(spec, chunk, pos_i, pos_j, edge_shift, strain)
     functions = _functions(chunk, edges, type_i, type_j, polynomials)
     if edge_bias is not None:
-        functions = functions + edge_bias.transpose(1, 2)
+        functions = functions + edge_bias.movedim(-1, 1)
     weights = (functions * edges.envelope.unsqueeze(1)).unflatten(1, (-1, spec.heads))
     return sums(spec, chunk, edges, weights, *carried)
 
@@ -222,8 +223,9 @@ def by_head(v: Tensor, heads: int) -> Tensor:
 def chunks_of(sums: Sums, num_functions: int, qk_size: int = 0) -> list[Chunk]:
     """Chunks whose largest intermediates fit the budget.
 
-    For each slot these are gathered values, keys (``qk_size``) or spline coefficients, or the
-    weights of the moments; for each node moments or path rows.
+    For each slot these are spline coefficients or the weights of the moments, for each source
+    gathered values or keys (``qk_size``), for each target moments or path rows.
     """
-    per_slot = max(sums.per_slot, qk_size, 4 * num_functions)
-    return plan(sums.neighborhood, per_slot, sums.per_node)
+    slot, source, target = sums.sizes
+    sizes = Sizes(max(slot, 4 * num_functions), max(source, qk_size), target)
+    return plan(sums.neighborhood, sizes)

@@ -338,15 +338,15 @@ class E2FormerAttention(EquivariantMessagePassing):
             type_i,
             type_j,
         )
-        qk = (q_i.to(spec.dtype) * k_j.to(spec.dtype)).sum(-1, keepdim=True)
+        qk = (q_i.to(spec.dtype) * k_j.to(spec.dtype)).sum(-1)[..., None, None]
         qk = directional_term(
             qk * self.qk_channels**-0.5,
-            geometry.harmonics.unsqueeze(-1),
-            None if u_i is None else u_i.to(spec.dtype),
+            geometry.harmonics[..., None, None],
+            None if u_i is None else u_i.to(spec.dtype).unsqueeze(1),
         )
-        bias = None if edge_bias is None else edge_bias.to(spec.dtype).unsqueeze(1)
-        logits, g2 = attention_logits(functions.unsqueeze(-1), qk, bias)
-        logits, g2 = logits.squeeze(-1), g2.squeeze(-1)
+        bias = None if edge_bias is None else edge_bias.to(spec.dtype)[:, None, None]
+        logits, g2 = attention_logits(functions[..., None, None], qk, bias)
+        logits, g2 = logits[..., 0, 0], g2[..., 0, 0]
         sink = self.sink.to(spec.dtype)
         alpha = segment_sink_softmax(logits, geometry, sink, index, num_targets)
         return spec, geometry, alpha, g2

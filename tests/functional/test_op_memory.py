@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from e2former_pyg.functional import chunks
+from e2former_pyg.functional import chunks, coupled_sums
 
 KINDS = pytest.mark.parametrize("convolution", [False, True], ids=["attention", "convolution"])
 BUDGET = 2**15
@@ -13,7 +13,8 @@ CHANNELS = 16
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", BUDGET)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", BUDGET // 4)  # several: a single one is kept
+    monkeypatch.setattr(coupled_sums, "BLOCK_ELEMENTS", BUDGET)
 
 
 def regular_case(reference, convolution, nodes, degree):

@@ -83,7 +83,7 @@ def test_blocked_coupling_is_the_dense_one(reference):
         3, 2, paths.num_moments, paths.num_inputs, 5, dtype=torch.float64, generator=generator
     )
     dense = torch.einsum("nhmid,pmi->nphd", moments, paths.dense()).flatten(2)
-    assert reference.error(paths.couple(moments), dense) < 1e-14
+    assert reference.error(paths.couple(moments.unsqueeze(3)), dense) < 1e-14
     case = reference.make_case(orders=(0, 1, 2, 3, 4), lmax_in=4, nodes=4, edges=8, channels=2)
     assert reference.error(case.run(), reference.naive(case)) < 1e-12
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from e2former_pyg.functional.paths import _blocks, coupling, row_tables
+from e2former_pyg.functional.paths import _tables, coupling, row_tables
 
 OPTIONS = {"edge_dim": 2, "order": (0, 1, 2)}
 
@@ -121,10 +121,10 @@ def test_a_few_steps_of_force_training_lower_the_loss(kind, make_layer, make_gra
 def test_copies_share_cached_tables(layer, graph):
     """Tables belong to what is coupled, not to one object: copies must not add to the cache."""
     layer(**graph.arguments())
-    sizes = _blocks.cache_info().currsize, row_tables.cache_info().currsize
+    sizes = _tables.cache_info().currsize, row_tables.cache_info().currsize
     assert min(sizes) > 0
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert other.coupling == layer.coupling and hash(other.coupling) == hash(layer.coupling)
         other(**graph.arguments())
-    assert (_blocks.cache_info().currsize, row_tables.cache_info().currsize) == sizes
+    assert (_tables.cache_info().currsize, row_tables.cache_info().currsize) == sizes
     assert coupling(2, 2, (0, 1)) != coupling(2, 2, (0, 1), "o3")
