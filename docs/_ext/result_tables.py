@@ -362,6 +362,46 @@ def accuracy_gpu(load: Load) -> Content:
     return [*header, "steps"], rows
 
 
+def _swap(load: Load, which: str, errors: dict[str, tuple[str, str]]) -> Content:
+    """Means over seeds; of the ratios to ours also the smallest and the largest."""
+    groups: dict[str, list[Record]] = {}
+    for row in load("swap"):
+        if row["swap"] == which:
+            groups.setdefault(row["baseline"], []).append(row)
+
+    def cells(runs: list[Record], side: str) -> list[str]:
+        steps = sum(run["steps"][side] for run in runs) / len(runs)
+        found = [f"{runs[0]['parameters'][side]:,}", f"{steps:,.0f}"]
+        for key, (_, form) in errors.items():
+            found.append(format(sum(run["errors"][side][key] for run in runs) / len(runs), form))
+        return found
+
+    rows = []
+    main = list(errors)[-1]
+    for name, runs in groups.items():
+        ratios = [run["ratio"][main] for run in runs]
+        mean = sum(ratios) / len(ratios)
+        ratio = f"{mean:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        label = name.replace("-wide", ", more channels")
+        rows.append([label, *cells(runs, "baseline"), ratio])
+    ours = next(iter(groups.values()))
+    rows.append([ours[0]["swapped"], *cells(ours, "swapped"), "1"])
+    titles = [title for title, _ in errors.values()]
+    return ["layer", "parameters", "steps", *titles, "ours, relative to it"], rows
+
+
+def swap_schnet(load: Load) -> Content:
+    errors = {
+        "energy_mae_mev": ("energy (meV)", ".1f"),
+        "force_mae_mev_per_angstrom": ("forces (meV/Å)", ".1f"),
+    }
+    return _swap(load, "schnet", errors)
+
+
+def swap_attention(load: Load) -> Content:
+    return _swap(load, "attention", {"gap_mae_ev": ("gap (eV)", ".3f")})
+
+
 TABLES: dict[str, Callable[[Load], Content]] = {
     "attention": attention,
     "transformer-conv": transformer_conv,
@@ -383,4 +423,6 @@ TABLES: dict[str, Callable[[Load], Content]] = {
     "accuracy-forces": accuracy_forces,
     "accuracy-runs": accuracy_runs,
     "accuracy-gpu": accuracy_gpu,
+    "swap-schnet": swap_schnet,
+    "swap-attention": swap_attention,
 }
