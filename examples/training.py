@@ -131,7 +131,7 @@ def train(
     loss: Callable[[Any, Batch], Tensor] | None = None,
     gradients: Gradients | None = None,
     loader: Callable[[torch.Generator], Iterable[Batch]] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains for ``settings.minutes``; returns the averaged model, in eval mode, and the number of
     steps and seconds.
@@ -148,8 +148,9 @@ def train(
         gradients: What sets the gradients of a batch, instead of what suits the frames.
         loader: Makes what iterates over the batches of an epoch, drawn by the generator that it is
             given, instead of a ``DataLoader``.
-        clock: What tells the time that has passed.
+        clock: What tells the seconds that count, instead of those that pass.
     """
+    clock = time.perf_counter if clock is None else clock
     if len(frames) < settings.batch_size:
         raise ValueError(
             f"`frames` must fill a batch of {settings.batch_size}, got {len(frames)} frames"
@@ -256,7 +257,7 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Energies of all frames in eV and forces on all atoms in eV/Å."""
     model.eval()
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device
     outputs = [model(data.to(device)) for data in DataLoader(frames, batch_size)]
     energies, forces = zip(*((out.energy.cpu(), out.forces.cpu()) for out in outputs), strict=True)
     return torch.cat(energies), torch.cat(forces)

@@ -86,7 +86,6 @@ class Replayed:
         for neighborhood in list(chunks._PLANS):
             neighborhood._degree = neighborhood._row = None
         chunks._PLANS.clear()
-        chunks._WHOLE.clear()
         for mine, new in zip(tree_leaves(self.out), tree_leaves(self.run()), strict=True):
             mine.copy_(new)
         return self.out
