@@ -291,7 +291,7 @@ def test_properties(tmp_path, reduce):
     module = E2FormerPropertyModule(
         E2FormerProperty("0e", reduce, **MODEL), target_index=1, lr=2e-2, warmup_steps=5
     )
-    trainer = make_trainer(tmp_path, max_steps=40)
+    trainer = make_trainer(tmp_path, max_steps=100)
     trainer.fit(module, GraphDataModule(frames, val_size=6, batch_size=6))
     results = trainer.validate(module, trainer.datamodule, verbose=False)[0]
     batch = Batch.from_data_list(list(trainer.datamodule.datasets["val"]))
