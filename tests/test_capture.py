@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 from torch_geometric.data import Batch, Data
 
 from e2former_pyg import E2FormerPotential, capture
-from e2former_pyg.functional import chunks
 from e2former_pyg.transforms import RadiusGraph
 
 CUTOFF = 4.0
@@ -72,39 +70,6 @@ def check(model, data, value, gradients, rtol):
     size = max(float(gradient.abs().max()) for gradient in expected_gradients)
     for found, gradient in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(found, gradient, rtol=0, atol=rtol * size)
-
-
-class Replayed:
-    """Stands in for a CUDA graph where there is none: each call writes into the same tensors."""
-
-    def __init__(self, run, device):
-        self.run = run
-        self.out = tree_map(torch.clone, run())
-
-    def __call__(self):
-        # PyTorch's backend keeps what it derives from edges, which the kernels do not.
-        for neighborhood in list(chunks._PLANS):
-            neighborhood._degree = neighborhood._row = None
-        chunks._PLANS.clear()
-        for mine, new in zip(tree_leaves(self.out), tree_leaves(self.run()), strict=True):
-            mine.copy_(new)
-        return self.out
-
-
-@pytest.fixture
-def replayed(monkeypatch):
-    """Lets tensors on the CPU be captured, and returns what has been."""
-    steps = []
-    make = capture._Step
-
-    def record(*args):
-        steps.append(make(*args))
-        return steps[-1]
-
-    monkeypatch.setattr(capture, "Captured", Replayed)
-    monkeypatch.setattr(capture, "can_capture", lambda *given: True)
-    monkeypatch.setattr(capture, "_Step", record)
-    return steps
 
 
 @pytest.mark.parametrize("periodic", [False, True])

@@ -34,9 +34,9 @@ class TracedE2FormerModule(E2FormerModule):
     - for frames of one molecule, batches with the same atoms and edges, a graph that is traced at
       the first of them by :meth:`~e2former_pyg.tracing.trace_gradients`, which takes seconds; up
       to four such kinds. On a GPU it runs as a CUDA graph, and batches of a single frame are left
-      to the other kind. The frames must bring edges that do not
-      change, from :class:`~e2former_pyg.transforms.RadiusGraph` with a cutoff larger than the
-      molecule: those beyond the cutoff of the model contribute nothing.
+      to the other kind. The frames must bring edges that do not change, from
+      :class:`~e2former_pyg.transforms.RadiusGraph` with a cutoff larger than the molecule: those
+      beyond the cutoff of the model contribute nothing.
     - for all other batches on a GPU, also periodic ones and those without edges, a CUDA graph of
       :class:`~e2former_pyg.capture.CapturedGradients`, which pads them.
 

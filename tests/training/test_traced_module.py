@@ -3,11 +3,9 @@
 import pytest
 import torch
 from small_runs import MODEL, Frames, last, make_trainer
-from torch.utils._pytree import tree_leaves, tree_map
 from torch_geometric.data import Batch, Data
 
-from e2former_pyg import E2FormerPotential, capture, tracing
-from e2former_pyg.functional import chunks
+from e2former_pyg import E2FormerPotential
 from e2former_pyg.training import E2FormerModule, GraphDataModule, TracedE2FormerModule
 from e2former_pyg.training import traced_module as traced
 from e2former_pyg.transforms import RadiusGraph
@@ -62,34 +60,11 @@ class Crystals(torch.utils.data.Dataset):
     __len__, __getitem__ = Molecule.__len__, Molecule.__getitem__
 
 
-class Replayed:
-    """Stands in for a CUDA graph where there is none: each call writes into the same tensors."""
-
-    count = 0
-
-    def __init__(self, run, device):
-        Replayed.count += 1
-        self.run = run
-        self.out = tree_map(torch.clone, run())
-
-    def __call__(self):
-        # PyTorch's backend keeps what it derives from edges, which the kernels do not.
-        for neighborhood in list(chunks._PLANS):
-            neighborhood._degree = neighborhood._row = None
-        chunks._PLANS.clear()
-        for mine, new in zip(tree_leaves(self.out), tree_leaves(self.run()), strict=True):
-            mine.copy_(new)
-        return self.out
-
-
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.cuda)])
-def accelerator(request, monkeypatch):
+def accelerator(request):
     """A GPU, or a CPU whose work can be captured."""
     if request.param == "cpu":
-        monkeypatch.setattr(Replayed, "count", 0)
-        monkeypatch.setattr(capture, "Captured", Replayed)
-        monkeypatch.setattr(tracing, "Captured", Replayed)
-        monkeypatch.setattr(capture, "can_capture", lambda *given: True)
+        request.getfixturevalue("replayed")
     return request.param
 
 
@@ -188,7 +163,7 @@ CAPTURED = {"gradient_clip_val": 0.1, "accumulate_grad_batches": 2, "max_steps":
 SLOW = {"lr": 1e-3}
 
 
-def test_one_molecule_runs_as_a_cuda_graph(tmp_path, accelerator):
+def test_one_molecule_runs_as_a_cuda_graph(tmp_path, accelerator, request):
     modules = [make(cls, **SLOW) for cls in (E2FormerModule, Recorded)]
     losses = [
         fit(module, tmp_path / type(module).__name__, accelerator=accelerator, **CAPTURED)
@@ -199,7 +174,7 @@ def test_one_molecule_runs_as_a_cuda_graph(tmp_path, accelerator):
     graphs = modules[1].last
     assert len(graphs.traces) == 2 and graphs.padded._captured is None
     if accelerator == "cpu":
-        assert Replayed.count == 2
+        assert len(request.getfixturevalue("replayed")) == 2
 
 
 def with_edges(count):
