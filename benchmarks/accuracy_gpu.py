@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_rows import CUTOFF, MOLECULES, Row
+from accuracy_models import make_model
+from accuracy_rows import MOLECULES, Row
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 from gradients import TracedGradients
-from training import Settings, fit_references
+from training import Settings
 
-from e2former_pyg import E2FormerPotential, PotentialOutput
+from e2former_pyg import PotentialOutput
 from e2former_pyg.capture import CapturedGradients
 from e2former_pyg.transforms import RadiusGraph
 
@@ -36,18 +37,8 @@ GPU_SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def make_gpu_model(row: str, data: Row) -> nn.Module:
-    model = E2FormerPotential(
-        hidden_channels=64,
-        num_layers=3,
-        lmax=2,
-        heads=8,
-        cutoff=CUTOFF,
-        num_radial=16,
-        avg_num_neighbors=12.0,
-        elements=data.elements(),
-    )
-    fit_references(model, data.train)
-    return model.cuda()
+    """The model of the CPU's rows, larger."""
+    return make_model("e2former", row, data, hidden_channels=64, num_layers=3, heads=8).cuda()
 
 
 class _Frames:

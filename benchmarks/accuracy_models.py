@@ -142,8 +142,10 @@ class PeerProperty(Peer):
         return self.values(data, data.pos) * self.scale.float() + self.mean.float()
 
 
-def make_model(name: str, row: str, data: Row) -> nn.Module:
-    """A model for a row, with what its training set fixes."""
+def make_model(name: str, row: str, data: Row, **other: Any) -> nn.Module:
+    """A model for a row, with what its training set fixes; ``other`` arguments are for ours of
+    molecules.
+    """
     if row in PROPERTIES:
         return _property(name, row, data)
     model: Any
@@ -152,16 +154,17 @@ def make_model(name: str, row: str, data: Row) -> nn.Module:
     elif row == "alloys":
         model = E2FormerPotential(**alloy_training.MODEL)
     else:
-        model = E2FormerPotential(
-            hidden_channels=64 if row == "organic" else 48,
-            num_layers=2,
-            lmax=2,
-            heads=4,
-            cutoff=CUTOFF,
-            num_radial=16,
-            avg_num_neighbors=12.0,
-            elements=data.elements(),
-        )
+        options: dict[str, Any] = {
+            "hidden_channels": 64 if row == "organic" else 48,
+            "num_layers": 2,
+            "lmax": 2,
+            "heads": 4,
+            "cutoff": CUTOFF,
+            "num_radial": 16,
+            "avg_num_neighbors": 12.0,
+            "elements": data.elements(),
+        }
+        model = E2FormerPotential(**options | other)
     fit_references(model, data.train)
     return model
 

@@ -195,11 +195,9 @@ def train(
 
     model.train()
     keep_freed_memory()
-    if gradients is not None:
-        pass
-    elif loss is None:
+    if gradients is None and loss is None:
         gradients = choose_gradients(model, frames, settings.energy_weight)
-    else:
+    elif gradients is None:
         gradients = EagerGradients(model, settings.energy_weight, loss)
     total = settings.minutes * 60
     before = kept = state["elapsed"]
