@@ -1,4 +1,4 @@
-"""The property model of QM9, with a few seconds of training."""
+"""The property model of QM9, with some steps of training."""
 
 from pathlib import Path
 
@@ -51,9 +51,10 @@ def test_loss() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("step_clock")
 @pytest.mark.parametrize("target", ["gap", "mu"])
 def test_runs(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    errors = qm9.main(["--seconds=4", f"--target={target}", f"--output={tmp_path / 'new'}"])
+    errors = qm9.main(["--seconds=40", f"--target={target}", f"--output={tmp_path / 'new'}"])
     # Scalars start at the mean, and vectors near zero.
     test_set = load_molecules(target)[1]
     no_vectors = float(targets(test_set).mean())

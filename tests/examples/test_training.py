@@ -1,16 +1,16 @@
 """The training loop of the examples, with a model whose only parameter is a force constant."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import training
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from training import Settings, evaluate, mean_predictor, train
 
 from e2former_pyg import PotentialOutput
+
+pytestmark = pytest.mark.usefixtures("step_clock")
 
 SETTINGS = Settings(minutes=2.0, batch_size=4, lr=0.05)
 
@@ -56,13 +56,6 @@ def frames() -> list[Data]:
         return Data(z=torch.ones(atoms, dtype=torch.long), pos=pos, energy=energy, forces=-3 * pos)
 
     return [frame(atoms) for atoms in (3, 5, 1, 4, 2, 3, 3, 6, 2, 4)]
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock by which every step takes a second."""
-    ticks = iter(range(100_000))
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
 
 
 def constant(model: nn.Module) -> Tensor:
