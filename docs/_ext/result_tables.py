@@ -123,6 +123,20 @@ def train_step(load: Load) -> Content:
     return ["model", "threads", "ms for a step", "relative to SchNet"], rows
 
 
+def molecules_cpu(load: Load) -> Content:
+    """A row for each model, a column for each number of threads."""
+    cases = _cases(load("model_cpu"))
+    names = dict.fromkeys(case.split("/")[1] for case in cases)
+    threads = sorted({row["threads"] for row in cases.values()})
+    rows = []
+    for name in names:
+        found = [cases[f"aspirin/{name}/threads={count}"] for count in threads]
+        times = [f"{row['ms']:.0f}" for row in found]
+        rows.append([name, *times, *(f"{row['to_schnet']:.2f}" for row in found)])
+    header = [f"{what}, {n} threads" for what in ("ms", "relative to SchNet") for n in threads]
+    return ["model", *(title.replace("1 threads", "1 thread") for title in header)], rows
+
+
 def radius_graph(load: Load) -> Content:
     cases = _cases(load("radius_graph_cpu"))
     rows = []
@@ -407,6 +421,7 @@ TABLES: dict[str, Callable[[Load], Content]] = {
     "transformer-conv": transformer_conv,
     "atoms": atoms,
     "small": small,
+    "molecules-cpu": molecules_cpu,
     "train-step": train_step,
     "radius-graph": radius_graph,
     "products-cpu": products_cpu,
