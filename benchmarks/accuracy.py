@@ -12,7 +12,7 @@ are given their edges.
 
 Runs are processes of ``--threads`` threads, ``--jobs`` at a time (``jobs.py``). Finished ones are
 gathered into ``results/accuracy_cpu.json``, with ``--gpu`` (``accuracy_gpu.py``) into
-``results/accuracy_gpu.json``.
+``results/accuracy_gpu.json``, in the place of what is there, or with ``--add`` beside it.
 
     python benchmarks/accuracy.py --data DATA --jobs 8
     python benchmarks/accuracy.py --data DATA --rows ethanol aspirin --models e2former --seeds 0 1 2
@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 from accuracy_gpu import GPU_ROWS, GPU_SETTINGS, gpu_training, make_gpu_model
-from accuracy_models import make_model, settings_of
+from accuracy_models import cutoff_of, make_model, settings_of
 from accuracy_rows import PROPERTIES, ROWS, load, measure, property_loss, trivial
 from common import environment, write_result
 from jobs import add_arguments, run_jobs
@@ -45,7 +45,7 @@ MODELS = ("e2former", "schnet", "visnet")
 def run(row: str, name: str, seed: int, args: argparse.Namespace) -> None:
     """One run, or the next part of it."""
     torch.set_num_threads(args.threads)
-    data = load(row, args.data, seed, args.train_frames)
+    data = load(row, args.data, seed, args.train_frames, cutoff_of(name, row))
     torch.manual_seed(seed)
     label = f"{row}-{name}-{seed}"
     loss = {"alloys": alloy_training.loss, **dict.fromkeys(PROPERTIES, property_loss)}.get(row)
@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--train-frames", type=int, default=800, help="of a molecule")
     parser.add_argument("--gpu", action="store_true", help="a larger model of ours on a GPU")
+    parser.add_argument("--add", action="store_true", help="keep other records of the result")
     add_arguments(parser, "accuracy", minutes=20.0, threads=1)
     args = parser.parse_args(arguments)
     rows = args.rows or (GPU_ROWS if args.gpu else ROWS)
@@ -114,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{record['case']:32}{record['steps']:8} steps  {test}")
     if records:
         name = "accuracy_gpu" if args.gpu else "accuracy_cpu"
-        print(f"wrote {write_result(name, records, args.out)}")
+        print(f"wrote {write_result(name, records, args.out, add=args.add)}")
     return code
 
 

@@ -81,7 +81,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, records: Sequence[dict[str, Any]], folder: Path | None = None) -> Path:
+def write_result(
+    name: str, records: Sequence[dict[str, Any]], folder: Path | None = None, *, add: bool = False
+) -> Path:
     r"""Writes :obj:`results/<name>.json`, a list of records, and returns its path.
 
     Args:
@@ -89,12 +91,17 @@ def write_result(name: str, records: Sequence[dict[str, Any]], folder: Path | No
         records (list of dict): The numbers, as JSON takes them. Records without an
             :obj:`environment` get the present one.
         folder (Path, optional): Where to write instead.
+        add (bool): Whether the file keeps its records of other cases.
     """
     folder = RESULTS if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     here = environment()
     complete = [{**record, "environment": record.get("environment", here)} for record in records]
+    if add and path.exists():
+        present = {record["case"] for record in complete}
+        old = json.loads(path.read_text())
+        complete = [record for record in old if record["case"] not in present] + complete
     path.write_text(json.dumps(complete, indent=1, allow_nan=False) + "\n")
     return path
 

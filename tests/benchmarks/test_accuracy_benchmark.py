@@ -131,6 +131,12 @@ def test_a_run_is_paused_goes_on_and_is_gathered(tmp_path):
     assert record["case"] == "ethanol/schnet/0" and record["clock"] == "cpu"
     assert (record["training_frames"], record["test_frames"]) == (20, 10)
     assert record["steps"] > 0 and record["test"]["force_mae_mev_per_angstrom"] > 0
+    # Runs elsewhere come beside what there is, and again in the place of themselves.
+    elsewhere = [*arguments, "--seeds", "1", "--directory", str(tmp_path / "others"), "--add"]
+    for _ in range(2):
+        assert accuracy.main(elsewhere) == 0
+        first, second = json.loads((tmp_path / "accuracy_cpu.json").read_text())
+        assert first == record and second["case"] == "ethanol/schnet/1"
 
 
 def test_a_gpu_row_that_is_none(capsys):
