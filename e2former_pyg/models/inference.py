@@ -20,6 +20,7 @@ from ..radial import MAX_ATOMIC_NUMBER, RadialNetwork, RadialSplines
 from .e2former import E2Former
 from .graphs import GraphInput, as_input, check_atoms, sorted_edges
 from .potential import E2FormerPotential, PotentialOutput
+from .traced import RepeatedEvaluation
 
 # Atoms from which on launches no longer take longer than what they launch, so that graphs, which
 # hold on to their memory, gain nothing.
@@ -38,6 +39,10 @@ class InferencePotential:
     number of atoms and graphs; it serves any positions, elements and edges, and is captured anew
     when there are more edges than it has room for. It keeps the memory that an evaluation needs;
     the last eight are kept.
+
+    On the CPU, systems of up to :obj:`4096` edges run as a trace, a list of operations without the
+    share of Python and autograd, which for a small molecule is most of the time. It is made, in
+    seconds, after 200 calls in turn with the same atoms and edges.
 
     Neighbours are searched in each call without :obj:`edge_index`, which takes longer than the
     rest in small systems. Simulations should give edges that reach somewhat beyond the cutoff, and
@@ -59,6 +64,7 @@ class InferencePotential:
         self._captured: dict[tuple[Any, ...], _Replay | None] = {}
         self._checked = _Remembered()
         self._edges = _Remembered()
+        self._repeated = RepeatedEvaluation(self.potential)
 
     @property
     def cutoff(self) -> float:
@@ -102,6 +108,8 @@ class InferencePotential:
         small = inputs.pos.size(0) <= MAX_CAPTURED_ATOMS
         if small and can_capture(self.potential, self._networks, inputs.pos):
             return self._replay(inputs, num_graphs)
+        if inputs.pos.device.type == "cpu" and type(self.potential.backbone) is E2Former:
+            return self._repeated(inputs)
         return self.potential._evaluate(inputs, differentiable=False)
 
     def _learn_elements(self, z: Tensor) -> None:
@@ -112,6 +120,7 @@ class InferencePotential:
         fix_elements(self._networks, sorted(present | self._elements), z.device)
         self._elements |= present
         self._captured.clear()
+        self._repeated.reset()
 
     def _replay(self, inputs: GraphInput, num_graphs: int) -> PotentialOutput:
         size = (inputs.z.size(0), inputs.z.size(0))
