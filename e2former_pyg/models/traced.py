@@ -45,7 +45,8 @@ class RepeatedEvaluation:
     def __call__(self, inputs: GraphInput) -> PotentialOutput:
         """Evaluates inputs whose edges are sorted by target, on the CPU."""
         assert inputs.edge_index is not None
-        if inputs.edge_index.size(1) > MAX_TRACED_EDGES or not values_known(inputs.pos):
+        traceable = values_known(inputs.pos) and not torch.is_autocast_enabled("cpu")
+        if not traceable or inputs.edge_index.size(1) > MAX_TRACED_EDGES:
             return self.potential._evaluate(inputs, differentiable=False)
         known = self._describe(inputs)
         if not _same(known, self._known):
@@ -91,9 +92,10 @@ class RepeatedEvaluation:
 
 
 def _same(known: tuple[object, ...], other: tuple[object, ...]) -> bool:
-    return len(known) == len(other) and all(
-        torch.equal(one, two)
-        if isinstance(one, Tensor) and isinstance(two, Tensor)
-        else one is two or (not isinstance(one, Tensor) and one == two)
-        for one, two in zip(known, other, strict=True)
-    )
+    return len(known) == len(other) and all(map(_equal, known, other))
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other

@@ -116,6 +116,7 @@ def test_other_systems_are_not_taken_for_the_same(lab, made):
     for _ in range(4):
         check(edge_index=edge_index)
     assert len(made) == 1
+    agree(fast(z.int(), pos, edge_index=edge_index), model(z, pos, edge_index=edge_index))
     z.copy_(z.flip(0))
     check(edge_index=edge_index)
     edge_index.copy_(edge_index.flip(0))
@@ -136,6 +137,17 @@ def test_large_systems_are_not_traced(lab, made, monkeypatch):
         for _ in range(4):
             agree(fast(z, pos), model(z, pos))
         assert len(made) == traces
+
+
+def test_autocast_is_not_traced(lab, made):
+    model = lab.make("potential", num_layers=1).float()
+    fast = model.compile_for_inference()
+    z, pos = lab.molecule(5, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(4):
+            out, expected = fast(z, pos), model(z, pos)
+            torch.testing.assert_close(out.energy, expected.energy.detach(), rtol=1e-6, atol=1e-6)
+    assert not made
 
 
 def test_derivatives_of_the_potential_itself_are_left_alone(lab, made):
