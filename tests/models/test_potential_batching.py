@@ -38,7 +38,8 @@ def same(lab, found, expected, bound):
             assert lab.relative(value, want) < bound, name
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+# What float32 rounds depends on the processor.
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 4e-6)])
 @pytest.mark.parametrize("forces", ["conservative", "direct"])
 def test_batch_is_one_by_one(lab, dtype, bound, forces):
     model = lab.make("potential", stress=True, forces=forces, dtype=dtype)
