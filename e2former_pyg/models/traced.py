@@ -41,7 +41,10 @@ class RepeatedEvaluation:
         self._calls = 0
         self._trace: Callable[[dict[str, Tensor]], list[Tensor]] | None = None
 
-    @torch.no_grad()
+    def __getstate__(self) -> dict[str, object]:
+        # A trace cannot be pickled; copies make their own.
+        return {**self.__dict__, "_known": (), "_calls": 0, "_trace": None}
+
     def __call__(self, inputs: GraphInput) -> PotentialOutput:
         """Evaluates inputs whose edges are sorted by target, on the CPU."""
         assert inputs.edge_index is not None
@@ -85,10 +88,7 @@ class RepeatedEvaluation:
             return [value for value in out if value is not None]
 
         evaluate(moving)  # what is derived from these edges is then known
-        graph = make_fx(evaluate)(moving)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        return simplify(graph, (moving,))
+        return simplify(make_fx(evaluate)(moving), (moving,))
 
 
 def _same(known: tuple[object, ...], other: tuple[object, ...]) -> bool:

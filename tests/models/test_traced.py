@@ -1,5 +1,8 @@
 """Traces of repeated evaluations on the CPU give what the potential gives."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch_geometric.data import Batch
@@ -137,6 +140,20 @@ def test_large_systems_are_not_traced(lab, made, monkeypatch):
         for _ in range(4):
             agree(fast(z, pos), model(z, pos))
         assert len(made) == traces
+
+
+def test_copies_and_pickles(lab, made):
+    """Calculators are copied and sent to other processes."""
+    model = lab.make("potential", num_layers=1)
+    fast = model.compile_for_inference()
+    z, pos = lab.molecule(5)
+    for _ in range(3):
+        fast(z, pos)
+    assert len(made) == 1
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        agree(other(z, pos), model(z, pos))
+    agree(fast(z, pos), model(z, pos))
+    assert len(made) == 1
 
 
 def test_autocast_is_not_traced(lab, made):
