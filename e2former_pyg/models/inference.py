@@ -41,8 +41,8 @@ class InferencePotential:
     the last eight are kept.
 
     On the CPU, systems of up to :obj:`4096` edges run as a trace, a list of operations without the
-    share of Python and autograd, which for a small molecule is most of the time. It is made, in
-    seconds, after 200 calls in turn with the same atoms and edges.
+    share of Python and autograd. It is made, in seconds, after 200 calls in turn with the same
+    atoms and edges.
 
     Neighbours are searched in each call without :obj:`edge_index`, which takes longer than the
     rest in small systems. Simulations should give edges that reach somewhat beyond the cutoff, and
