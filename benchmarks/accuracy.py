@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 from accuracy_gpu import GPU_ROWS, GPU_SETTINGS, gpu_training, make_gpu_model
-from accuracy_models import cutoff_of, make_model, settings_of
+from accuracy_models import make_model, settings_of
 from accuracy_rows import PROPERTIES, ROWS, load, measure, property_loss, trivial
 from common import environment, write_result
 from jobs import add_arguments, run_jobs
@@ -45,7 +45,7 @@ MODELS = ("e2former", "schnet", "visnet")
 def run(row: str, name: str, seed: int, args: argparse.Namespace) -> None:
     """One run, or the next part of it."""
     torch.set_num_threads(args.threads)
-    data = load(row, args.data, seed, args.train_frames, cutoff_of(name, row))
+    data = load(row, args.data, seed, args.train_frames)
     torch.manual_seed(seed)
     label = f"{row}-{name}-{seed}"
     loss = {"alloys": alloy_training.loss, **dict.fromkeys(PROPERTIES, property_loss)}.get(row)

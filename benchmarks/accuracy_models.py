@@ -183,12 +183,6 @@ def _property(name: str, row: str, data: Row) -> nn.Module:
     return model.fit_scale(targets, torch.tensor([graph.num_nodes for graph in data.train]))
 
 
-def cutoff_of(name: str, row: str) -> float:
-    """The length up to which a model is given edges, in Å."""
-    own = name == "e2former" and row == "alloys"
-    return alloy_training.MODEL["cutoff"] if own else CUTOFF
-
-
 def settings_of(name: str, row: str) -> dict[str, Any]:
     """The training settings of a model."""
     if row in PROPERTIES:
