@@ -169,7 +169,7 @@ class _Step:
 
         graphs, atoms = room.graphs, room.atoms
         systems = {name: getattr(inputs, name) for name in _SYSTEMS}
-        self._inputs = GraphInput(
+        self._inputs = own = GraphInput(
             z=zeros(inputs.z, atoms),
             pos=zeros(pos, atoms),
             batch=torch.zeros(atoms, dtype=torch.long, device=device),
@@ -180,7 +180,7 @@ class _Step:
         )
         of_graphs = {name: zeros(data[name], graphs) for name in _OF_GRAPHS if name in data}
         of_atoms = {name: zeros(data[name], atoms) for name in _OF_ATOMS if name in data}
-        self._labels = Data(
+        self._labels = labels = Data(
             **of_graphs,
             **of_atoms,
             num_atoms=torch.ones(graphs, dtype=torch.long, device=device),
@@ -194,9 +194,10 @@ class _Step:
         self._write(inputs, data, numbers)
         parameters = [p for p in model.parameters() if p.requires_grad]
 
+        # Without `self`, which would be a cycle and keep the memory of a graph that is replaced.
         def run() -> tuple[Tensor, dict[torch.nn.Parameter, Tensor]]:
             with torch.enable_grad():
-                value = loss(model._evaluate(self._inputs, differentiable=True), self._labels)
+                value = loss(model._evaluate(own, differentiable=True), labels)
                 found = torch.autograd.grad(value, parameters, materialize_grads=True)
             return value.detach(), dict(zip(parameters, found, strict=True))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -11,6 +13,21 @@ T = TypeVar("T")
 
 # The first run compiles kernels and fills caches, which a capture must not do.
 _WARMUP_RUNS = 2
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Collects before instead: a CUDA graph that is destroyed while another one is captured
+    invalidates that capture.
+    """
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Captured(Generic[T]):
@@ -30,7 +47,9 @@ class Captured(Generic[T]):
                     run()
             current.wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Other threads, such as the one of a DataLoader that pins memory, may use the GPU.
+            capture = torch.cuda.graph(self._graph, capture_error_mode="thread_local")
+            with _without_garbage_collection(), capture:
                 self._out = run()
 
     def __call__(self) -> T:

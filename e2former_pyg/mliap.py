@@ -201,7 +201,7 @@ class E2FormerMLIAP:
             rij = torch.zeros(0, 3, dtype=torch.float64, device=device)
             pairs = torch.zeros(2, 0, dtype=torch.long, device=device)
         else:
-            rij = torch.as_tensor(data.rij).double()
+            rij = torch.as_tensor(data.rij).detach().double()  # never LAMMPS' own tensor
             pairs = torch.stack([torch.as_tensor(data.pair_j), torch.as_tensor(data.pair_i)]).long()
         close = rij.square().sum(1) <= (COINCIDENT * self.cutoff) ** 2
         if bool(close.any()):

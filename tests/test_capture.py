@@ -1,5 +1,7 @@
 """Captured training steps give what autograd gives, whatever the sizes of a batch."""
 
+import weakref
+
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
@@ -113,6 +115,15 @@ def test_what_has_room(replayed):
     assert not captures(make_batch(5, 6))
     assert not captures(make_batch(4, 4, 3))
     assert captures(make_batch(2, 2, periodic=True))
+
+
+def test_a_graph_that_is_replaced_goes_at_once(replayed):
+    """Before the next one is captured, whose memory is beside its own otherwise."""
+    gradients = capture.CapturedGradients(make_model().train(), loss)
+    gradients(make_batch(2, 2))
+    first = weakref.ref(gradients._captured)
+    gradients(make_batch(9, 9))
+    assert first() is None
 
 
 def test_numbers_are_read_at_each_call(replayed):

@@ -41,8 +41,7 @@ class TracedE2FormerModule(E2FormerModule):
       :class:`~e2former_pyg.capture.CapturedGradients`, which pads them.
 
     Without CUDA graphs, on a CPU and where the Triton kernels do not serve the model, other batches
-    are computed as usual, with a warning. Both kinds of graphs have been used on a GPU by
-    themselves; this module has not been run on one yet.
+    are computed as usual, with a warning.
 
     The model must be made with :obj:`elements` and without dropout, and be trained by one process
     in full precision. Of the losses :obj:`train/loss` alone is logged. Weights of losses may change
