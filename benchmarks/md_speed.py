@@ -124,10 +124,8 @@ def torchsim_steps(
 
 def torchsim_nve(ts: Any, model: Any, dt: torch.Tensor, kT: torch.Tensor) -> tuple[Any, Any]:
     """The start and the step of a run at constant energy."""
-    found = (
-        ts.integrators.nve(model=model, dt=dt, kT=kT) if hasattr(ts.integrators, "nve") else None
-    )
-    if isinstance(found, tuple):
+    if not hasattr(ts, "nve_init"):  # TorchSim 0.3
+        found: tuple[Any, Any] = ts.integrators.nve(model=model, dt=dt, kT=kT)
         return found
     return (
         lambda state: ts.nve_init(state=state, model=model, kT=kT),
