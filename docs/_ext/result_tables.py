@@ -278,6 +278,39 @@ def peer_speeds(load: Load) -> Content:
     )
 
 
+def peers_training(load: Load) -> Content:
+    batches = {"ethanol": "20 ethanol", "aspirin": "64 aspirin", "solid": "5,000 atoms"}
+    rows = []
+    for row in load("peers_h100"):
+        if row["series"] == "training" and row.get("peer") and row["right"] and row.get("peer_ms"):
+            times = f"{row['peer_ms']:.1f}", f"{row['ours_ms']:.2f}"
+            memory = f"{row['peer_peak_mib']:,.0f}", f"{row['ours_peak_mib']:,.0f}"
+            ratio = row["peer_ms"] / row["ours_ms"]
+            number = f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
+            rows.append([batches[row["part"]], row["peer_what"], *times, number, *memory])
+    return ["batch", "beside", "their ms", "ours", "ratio", "their MiB", "ours"], rows
+
+
+def md_speed(load: Load) -> Content:
+    engines = {"ase": "ASE", "torchsim": "TorchSim"}
+    rows = []
+    for row in load("md_speed_h100"):
+        outside = row.get("outside_of_model_percent")
+        rows.append(
+            [
+                engines[row["case"].split("/")[0]],
+                f"{row['atoms']:,}",
+                f"{row['step_ms']:.1f}",
+                f"{row['median_ms']:.1f}",
+                "–" if outside is None else f"{outside:.0f}",
+                f"{row['ns_per_day']:.1f}",
+                f"{row['mace_ms']:.0f}",
+            ]
+        )
+    header = ["engine", "atoms", "ms for a step", "median", "% beside the model", "ns/day"]
+    return [*header, "MACE, one evaluation (ms)"], rows
+
+
 def data_reading(load: Load) -> Content:
     names = {"spice": "SPICEDataset", "aselmdb": "OMol25Dataset", "npz": "NPZDataset"}
     rows = []
@@ -432,6 +465,8 @@ TABLES: dict[str, Callable[[Load], Content]] = {
     "training-steps": training_steps,
     "peers": peers,
     "peer-speeds": peer_speeds,
+    "peers-training": peers_training,
+    "md-speed": md_speed,
     "data-reading": data_reading,
     "ethanol": ethanol,
     "accuracy": accuracy,

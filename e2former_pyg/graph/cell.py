@@ -115,7 +115,8 @@ def search_basis(cell: Tensor, pbc: Tensor) -> Tensor:
     periodic = torch.where(pbc.unsqueeze(-1), cell, 0.0)
     if not bool(torch.isfinite(periodic).all()):
         raise ValueError(f"`cell` must be finite, found {periodic.tolist()}")
-    _, scale, directions = torch.linalg.svd(periodic)
+    # On a GPU decompositions of small matrices take a millisecond.
+    _, scale, directions = (part.to(cell) for part in torch.linalg.svd(periodic.cpu()))
 
     # Singular values come in descending order: the first `num_periodic` must
     # not vanish, the remaining directions span the orthogonal complement.

@@ -8,15 +8,18 @@ import warnings
 import torch
 from torch import Tensor
 
-from .all_pairs import all_pairs
+from .all_pairs import all_pairs, one_image_suffices
 from .cell import as_cell, search_basis
-from .cell_list import cell_list_pairs
+from .cell_list import MARGIN, cell_list_pairs
 from .columns import multiply, squared_distance, take
 
 # Below these numbers of pairs (in all, and per atom), trying all pairs of each
 # graph beats building cell lists.
 ALL_PAIRS = 2**16
 ALL_PAIRS_PER_ATOM = 128
+# The same in all on a GPU, where cell lists launch nearly three times as many
+# kernels and wait more often.
+CUDA_ALL_PAIRS = 2**22
 
 # Atoms closer than this part of the cutoff are taken for coincident: rounding
 # keeps equal positions in different periodic images from being exactly equal.
@@ -43,13 +46,13 @@ def radius_graph(
     where :math:`\mathbf{s}_{ij}` is the Cartesian offset of the periodic
     image of the source :math:`j`.
 
-    Small open systems are searched by trying all pairs inside each graph, all
-    others with cell lists, in time linear in the number of atoms. Both
-    directions of a pair are always found, at any precision. Cells may be of
-    any shape, smaller than the cutoff (an atom then has several images of
-    another, or of itself, as neighbours), and partly periodic, in which case
-    the vectors of the other directions are ignored. Positions outside of the
-    cell are welcome.
+    Small systems are searched by trying all pairs inside each graph, all
+    others, and cells that are small for the cutoff, with cell lists, in time
+    linear in the number of atoms. Both directions of a pair are always found,
+    at any precision. Cells may be of any shape, smaller than the cutoff (an
+    atom then has several images of another, or of itself, as neighbours), and
+    partly periodic, in which case the vectors of the other directions are
+    ignored. Positions outside of the cell are welcome.
 
     Args:
         pos (torch.Tensor): The positions in Å.
@@ -126,16 +129,18 @@ def radius_graph(
 def _search(
     points: Tensor, ptr: Tensor, batch: Tensor, cells: Tensor, periodic: Tensor, cutoff: float
 ) -> tuple[Tensor, Tensor | None, float]:
+    num_pairs = int((ptr[1:] - ptr[:-1]).square().sum())
+    least = CUDA_ALL_PAIRS if points.is_cuda else ALL_PAIRS
+    few = num_pairs <= max(least, ALL_PAIRS_PER_ATOM * batch.size(0))
     if batch.numel() > 0 and bool(periodic.any()):
         basis = search_basis(cells.double(), periodic)
+        if few and one_image_suffices(basis, periodic, MARGIN * cutoff):
+            return all_pairs(points, ptr, batch, cutoff, basis, periodic)
         return cell_list_pairs(points, ptr, batch, basis, periodic, cutoff)
-
-    num_pairs = int((ptr[1:] - ptr[:-1]).square().sum())
-    if num_pairs <= max(ALL_PAIRS, ALL_PAIRS_PER_ATOM * batch.size(0)):
-        edge_index, closest = all_pairs(points, ptr, batch, cutoff)
-    else:
-        basis = torch.eye(3, dtype=points.dtype, device=points.device).expand(cells.shape)
-        edge_index, _, closest = cell_list_pairs(points, ptr, batch, basis, periodic, cutoff)
+    if few:
+        return all_pairs(points, ptr, batch, cutoff)
+    basis = torch.eye(3, dtype=points.dtype, device=points.device).expand(cells.shape)
+    edge_index, _, closest = cell_list_pairs(points, ptr, batch, basis, periodic, cutoff)
     return edge_index, None, closest
 
 

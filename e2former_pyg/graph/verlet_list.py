@@ -166,7 +166,7 @@ class VerletList:
         if bool(periodic.any()):
             # The rows of directions that are not periodic are not part of any offset.
             rows = torch.where(periodic.unsqueeze(-1), cells, 0.0).double()
-            exact = torch.linalg.pinv(rows)
+            exact = torch.linalg.pinv(rows.cpu()).to(rows)  # slow on a GPU
             target = edges[1]
             graph = target.new_zeros(()) if batch is None else batch.index_select(0, target)
             inverse, image = exact.to(pos.dtype), multiply(image.double(), exact, graph).round()

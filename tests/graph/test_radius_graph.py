@@ -203,6 +203,33 @@ def test_all_pairs_and_cell_lists_agree(monkeypatch):
             assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
+@pytest.mark.parametrize("pbc", FLAGS)
+def test_nearest_images_and_cell_lists_agree(monkeypatch, pbc):
+    """Of a batch in cells more than twice as high as the cutoff, with atoms outside of them."""
+    module = importlib.import_module("e2former_pyg.graph.radius_graph")
+    systems = [random_system(60, size, spread=3.0, seed=size) for size in (11, 12, 13)]
+    pos = torch.cat([pos for pos, _ in systems])
+    cells = torch.stack([cell for _, cell in systems])
+    batch = torch.arange(180) // 60
+    flags = torch.tensor(pbc, dtype=torch.bool)
+    used = []
+    found = []
+    for name in ("all_pairs", "cell_list_pairs"):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, n=name, f=function: (used.append(n), f(*a))[1])
+    for pairs in (2**16, 0):
+        monkeypatch.setattr(module, "ALL_PAIRS", pairs)
+        monkeypatch.setattr(module, "ALL_PAIRS_PER_ATOM", 0)
+        found.append(radius_graph(pos, 4.0, batch, cells, flags))
+    assert used == ["all_pairs", "cell_list_pairs"]
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert found[0][1].any() == flags.any()
+    # One cell of the batch that is lower needs more images.
+    monkeypatch.setattr(module, "ALL_PAIRS", 2**16)
+    radius_graph(pos, 4.0, batch, cells * torch.tensor([1.0, 1.0, 0.4]).view(3, 1, 1), flags)
+    assert used[2] == ("cell_list_pairs" if any(pbc) else "all_pairs")
+
+
 def test_slices_do_not_matter(monkeypatch):
     pos, cell, pbc = mixed_batch()
     batch = torch.arange(len(pos)).repeat_interleave(torch.tensor([len(p) for p in pos]))
