@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from e2former_pyg import E2FormerPotential, PotentialOutput
 from e2former_pyg.models import ElementReferences
+from e2former_pyg.optim import Muon, muon_groups
 from e2former_pyg.transforms import RadiusGraph
 
 
@@ -38,6 +39,8 @@ class Settings:
     batch_size: int = 10
     lr: float = 2e-3
     weight_decay: float = 1e-6
+    optimizer: str = "adamw"
+    """``"adamw"`` or ``"muon"``."""
     warmup: float = 0.02
     """Part of the time in which the learning rate rises."""
     ema: float = 0.998
@@ -121,6 +124,15 @@ def fit_references(model: E2FormerPotential | SchNetPotential, frames: Sequence[
     model.references.fit(torch.cat([frame.z for frame in frames]), energy, batch, forces)
 
 
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    if settings.optimizer == "muon":
+        return Muon(muon_groups(model, settings.weight_decay), settings.lr)
+    if settings.optimizer != "adamw":
+        raise ValueError(f"`optimizer` must be 'adamw' or 'muon', got {settings.optimizer!r}")
+    parameters, decay = model.parameters(), settings.weight_decay
+    return torch.optim.AdamW(parameters, settings.lr, weight_decay=decay, fused=True)
+
+
 def train(
     model: nn.Module,
     frames: Sequence[Data],
@@ -165,9 +177,7 @@ def train(
     else:
         batches = endless(loader(generator))
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters, settings.lr, weight_decay=settings.weight_decay, fused=True
-    )
+    optimizer = make_optimizer(model, settings)
     average = AveragedModel(model, multi_avg_fn=exponential_average(settings.ema))
     state = {"elapsed": 0.0, "step": 0}
     if checkpoint is not None and checkpoint.exists():

@@ -61,6 +61,9 @@ class E2Former(nn.Module):
             each graph. (default: :obj:`False`)
         parity (str, optional): :obj:`"so3"`, or :obj:`"o3"` for features of natural parity.
             (default: :obj:`"so3"`)
+        final_norm (bool, optional): If set to :obj:`False`, features are returned without the
+            final norm, with their lengths, which tell, *e.g.*, the density of the surroundings.
+            (default: :obj:`True`)
         elements (list[int], optional): The atomic numbers that can occur, to fix shapes for
             compilation. (default: :obj:`None`)
         algorithm (str, optional): As in :class:`~e2former_pyg.nn.E2FormerAttention`.
@@ -92,6 +95,7 @@ class E2Former(nn.Module):
         charge: bool = False,
         spin: bool = False,
         parity: str = "so3",
+        final_norm: bool = True,
         elements: Sequence[int] | None = None,
         algorithm: str = "direct",
         backend: str = "auto",
@@ -130,6 +134,7 @@ class E2Former(nn.Module):
             "charge": charge,
             "spin": spin,
             "parity": parity,
+            "final_norm": final_norm,
             "elements": None if elements is None else sorted(elements),
             "algorithm": algorithm,
             "backend": backend,
@@ -172,7 +177,7 @@ class E2Former(nn.Module):
             )
             for _ in range(num_layers)
         )
-        self.norm = RMSNorm(hidden_channels, lmax)
+        self.norm = RMSNorm(hidden_channels, lmax) if final_norm else None
         self.activation_checkpointing = False
 
     def reset_parameters(self) -> None:
@@ -181,7 +186,8 @@ class E2Former(nn.Module):
         self.surroundings.reset_parameters()
         for block in self.blocks:
             block.reset_parameters()  # type: ignore[operator]
-        self.norm.reset_parameters()
+        if self.norm is not None:
+            self.norm.reset_parameters()
 
     def forward(
         self,
@@ -260,7 +266,7 @@ class E2Former(nn.Module):
                     run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=random)
                 given = x if exchange is None else exchange(x)
                 x = run(given, pos, edges, z, shift, strain=strain, batch=batch, geometry=geometry)
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x)
 
     def __repr__(self) -> str:
         return (

@@ -15,8 +15,9 @@ from torch_geometric.loader import DataLoader
 
 from ..models import E2FormerPotential, E2FormerProperty
 from ..models.checkpoint import class_name, config_text, read_checkpoint
+from ..optim import Muon, muon_groups
 from .metrics import Mean
-from .optimizer import WarmupCosine, parameter_groups
+from .optimizer import OPTIMIZERS, WarmupCosine, parameter_groups
 from .random_state import gather_random_states, set_random_state
 
 KEY = "e2former_pyg"
@@ -37,6 +38,7 @@ class TrainingModule(LightningModule):
         lr: float,
         weight_decay: float,
         betas: tuple[float, float],
+        optimizer: str,
         warmup_steps: int,
         warmup_start: float,
         end_factor: float,
@@ -56,7 +58,10 @@ class TrainingModule(LightningModule):
         ):
             if not 0 <= value <= most:
                 raise ValueError(f"`{name}` must lie in 0..{most}, got {value}")
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"`optimizer` must be one of {OPTIMIZERS}, got {optimizer!r}")
         self.model = model
+        self.optimizer = optimizer
         self.lr = lr
         self.weight_decay = weight_decay
         self.betas = (betas[0], betas[1])
@@ -160,13 +165,18 @@ class TrainingModule(LightningModule):
             self._random_states = None
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, self.weight_decay),
-            lr=self.lr,
-            betas=self.betas,
-            # Lightning does not clip gradients of a fused optimizer in mixed precision.
-            fused=not str(self.trainer.precision).endswith("mixed"),
-        )
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "muon":
+            groups = muon_groups(self.model, self.weight_decay)
+            optimizer = Muon(groups, lr=self.lr, betas=self.betas)
+        else:
+            optimizer = torch.optim.AdamW(
+                parameter_groups(self.model, self.weight_decay),
+                lr=self.lr,
+                betas=self.betas,
+                # Lightning does not clip gradients of a fused optimizer in mixed precision.
+                fused=not str(self.trainer.precision).endswith("mixed"),
+            )
         total = self.total_steps or self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError(

@@ -49,6 +49,8 @@ class E2FormerModule(TrainingModule):
         weight_decay (float, optional): The weight decay of AdamW, which leaves norms, biases and
             embeddings alone. (default: :obj:`1e-3`)
         betas (tuple, optional): The betas of AdamW. (default: :obj:`(0.9, 0.999)`)
+        optimizer (str, optional): :obj:`"adamw"` or :obj:`"muon"`, which changes the weights of
+            linear maps as :class:`~e2former_pyg.optim.Muon` does. (default: :obj:`"adamw"`)
         warmup_steps (int, optional): Steps in which the learning rate rises.
             (default: :obj:`1000`)
         warmup_start (float, optional): The part of :obj:`lr` at the first step.
@@ -80,6 +82,7 @@ class E2FormerModule(TrainingModule):
         lr: float = 1e-3,
         weight_decay: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
+        optimizer: str = "adamw",
         warmup_steps: int = 1000,
         warmup_start: float = 0.01,
         end_factor: float = 0.01,
@@ -113,6 +116,7 @@ class E2FormerModule(TrainingModule):
             lr=lr,
             weight_decay=weight_decay,
             betas=betas,
+            optimizer=optimizer,
             warmup_steps=warmup_steps,
             warmup_start=warmup_start,
             end_factor=end_factor,

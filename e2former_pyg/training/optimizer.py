@@ -7,29 +7,19 @@ from typing import Any
 
 from torch import nn
 
-from ..nn import RMSNorm
+from ..optim import split_parameters
 
-NO_DECAY = (nn.Embedding, nn.LayerNorm, RMSNorm)
+OPTIMIZERS = ("adamw", "muon")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     r"""The parameters that need gradients, those of norms and embeddings, biases and whatever has
     fewer than two dimensions without weight decay.
     """
-    decayed: dict[int, nn.Parameter] = {}
-    others: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            bare = isinstance(module, NO_DECAY) or parameter.dim() < 2 or name.endswith("bias")
-            (others if bare else decayed)[id(parameter)] = parameter
+    maps, rest = split_parameters(model)
     return [
-        {"params": list(decayed.values()), "weight_decay": weight_decay},
-        {
-            "params": [p for key, p in others.items() if key not in decayed],
-            "weight_decay": 0.0,
-        },
+        {"params": maps, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
     ]
 
 

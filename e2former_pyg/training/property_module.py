@@ -31,6 +31,7 @@ class E2FormerPropertyModule(TrainingModule):
             (default: :obj:`1e-3`)
         weight_decay (float, optional): The weight decay. (default: :obj:`1e-3`)
         betas (tuple, optional): The betas of AdamW. (default: :obj:`(0.9, 0.999)`)
+        optimizer (str, optional): :obj:`"adamw"` or :obj:`"muon"`. (default: :obj:`"adamw"`)
         warmup_steps (int, optional): Steps in which the learning rate rises.
             (default: :obj:`1000`)
         warmup_start (float, optional): The part of :obj:`lr` at the first step.
@@ -57,6 +58,7 @@ class E2FormerPropertyModule(TrainingModule):
         lr: float = 1e-3,
         weight_decay: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
+        optimizer: str = "adamw",
         warmup_steps: int = 1000,
         warmup_start: float = 0.01,
         end_factor: float = 0.01,
@@ -72,6 +74,7 @@ class E2FormerPropertyModule(TrainingModule):
             lr=lr,
             weight_decay=weight_decay,
             betas=betas,
+            optimizer=optimizer,
             warmup_steps=warmup_steps,
             warmup_start=warmup_start,
             end_factor=end_factor,

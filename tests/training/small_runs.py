@@ -115,7 +115,7 @@ def last(root: Path) -> Path:
 def run(root: Path, *, resume: bool = False, seed: int = 1, kill_at: int | None = None, **kwargs):
     """Trains, or goes on, and returns the record and the module."""
     seed_everything(seed, verbose=False)
-    module = make_module()
+    module = make_module(optimizer=kwargs.pop("optimizer", "adamw"))
     data = GraphDataModule(Frames(), val_size=6, max_atoms=24, num_workers=kwargs.pop("workers", 0))
     record = Record(kill_at)
     trainer = make_trainer(root, record, *kwargs.pop("callbacks", ()), **kwargs)

@@ -319,6 +319,7 @@ def test_properties(tmp_path, reduce):
         ({}, {"stress_weight": 1.0}, "`stress_weight` needs a model with stress, got one without"),
         ({"forces": None}, {}, "`forces_weight` needs a model with forces, got one without"),
         ({}, {"lr": -1.0}, "`lr` must lie in 0..inf, got -1.0"),
+        ({}, {"optimizer": "sgd"}, "`optimizer` must be one of .*, got 'sgd'"),
         ({}, {"end_factor": 2.0}, "`end_factor` must lie in 0..1.0, got 2.0"),
     ],
 )

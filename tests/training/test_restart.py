@@ -57,6 +57,14 @@ def test_pause(whole, tmp_path, pause):
     assert first.validations + second.validations == whole[0].validations
 
 
+def test_pause_with_muon(tmp_path):
+    whole = run(tmp_path / "whole", optimizer="muon")
+    first, _ = run(tmp_path / "parts", max_steps=7, optimizer="muon")
+    second, module = run(tmp_path / "parts", resume=True, seed=77, optimizer="muon")
+    assert [group["muon"] for group in module.optimizers().param_groups] == [True, False]
+    assert_same(whole, first.steps, second.steps, module)
+
+
 def test_stop_amid_an_epoch(whole, tmp_path):
     """As a limit of the time does it."""
 

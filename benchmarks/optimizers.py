@@ -1,0 +1,99 @@
+"""Errors on ethanol after equal training times with AdamW and with Muon: ours, SchNet, ViSNet.
+
+Data, models and all other settings are those of the row ``ethanol`` of ``accuracy.py``, training
+takes ``--minutes`` of the CPU's time. Runs are processes of ``--threads`` threads, ``--jobs`` at a
+time (``jobs.py``). Finished ones are gathered into ``results/optimizers_cpu.json``.
+
+    python benchmarks/optimizers.py --data DATA --jobs 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import torch
+from accuracy_models import make_model, settings_of
+from accuracy_rows import load
+from common import environment, write_result
+from jobs import add_arguments, run_jobs
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
+from training import Settings, evaluate, train
+
+ROW = "ethanol"
+MODELS = ("e2former", "schnet", "visnet")
+OPTIMIZERS = ("adamw", "muon")
+
+
+def run(name: str, optimizer: str, seed: int, args: argparse.Namespace) -> None:
+    """One run, or what is left of it."""
+    torch.set_num_threads(args.threads)
+    data = load(ROW, args.data, seed, args.train_frames)
+    torch.manual_seed(seed)
+    model = make_model(name, ROW, data)
+    chosen = settings_of(name, ROW) | {"optimizer": optimizer}
+    settings = Settings(minutes=args.minutes, seed=seed, **chosen)
+    label = f"{name}-{optimizer}-{seed}"
+    file = args.directory / f"{label}.pt"
+    options = {"clock": time.process_time, "description": label}
+    trained, state = train(model, data.train, settings, file, args.pause_after, **options)
+    if state["elapsed"] < 60 * args.minutes:
+        return
+    record = {
+        "case": f"{name}/{optimizer}/{seed}",
+        "model": name,
+        "optimizer": optimizer,
+        "seed": seed,
+        "lr": settings.lr,
+        "training_minutes": state["elapsed"] / 60,
+        "clock": "cpu",
+        "steps": state["step"],
+        "test": evaluate(trained, data.test),
+        "train": evaluate(trained, data.train),
+        "threads": args.threads,
+        "jobs": args.jobs,
+        "environment": environment(),
+    }
+    (args.directory / f"{label}.json").write_text(json.dumps(record, indent=1))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the .npz files")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
+    parser.add_argument(
+        "--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS, metavar="OPTIMIZER"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--train-frames", type=int, default=800)
+    add_arguments(parser, "optimizers", minutes=4.0, threads=1)
+    args = parser.parse_args(arguments)
+    runs = list(product(args.models, args.optimizers, args.seeds))
+    if args.single:
+        run(*runs[0], args)
+        return 0
+    chosen = {
+        f"{name}-{optimizer}-{seed}": [
+            *("--models", name),
+            *("--optimizers", optimizer),
+            *("--seeds", str(seed)),
+        ]
+        for name, optimizer, seed in runs
+    }
+    given = sys.argv[1:] if arguments is None else arguments
+    records, code = run_jobs(__file__, given, chosen, args)
+    for record in records:
+        test = {name: round(error, 2) for name, error in record["test"].items()}
+        print(f"{record['case']:24}{record['steps']:8} steps  {test}")
+    if records:
+        print(f"wrote {write_result('optimizers_cpu', records, args.out)}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
