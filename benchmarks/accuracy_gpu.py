@@ -38,7 +38,10 @@ GPU_SETTINGS: dict[str, dict[str, Any]] = {
 
 def make_gpu_model(row: str, data: Row) -> nn.Module:
     """The model of the CPU's rows, larger."""
-    return make_model("e2former", row, data, hidden_channels=64, num_layers=3, heads=8).cuda()
+    size = {"hidden_channels": 64, "num_layers": 3, "heads": 8}
+    # Here data are few, not steps: directions of degree 2 and smoother radial functions tell more
+    # of other frames, if more slowly.
+    return make_model("e2former", row, data, order=(0, 1, 2), num_radial=8, **size).cuda()
 
 
 class _Frames:

@@ -22,6 +22,7 @@ OTHER_SETTINGS = {
     "ffn_channels": 6,
     "dropout": 0.1,
     "directional": False,
+    "final_norm": False,
 }
 
 

@@ -139,3 +139,25 @@ def test_scalars_alone(lab):
     model = lab.make("potential", lmax=0, order=0)
     z, pos = lab.molecule()
     assert model(z, pos).forces.any()
+
+
+def test_without_the_final_norm(lab):
+    """Features are those that the norm would be given; nothing else changes."""
+    z, pos = lab.molecule()
+    normed, bare = lab.make("backbone"), lab.make("backbone", final_norm=False)
+    assert bare.load_state_dict(normed.state_dict(), strict=False).unexpected_keys == [
+        "norm.weight",
+        "norm.bias",
+    ]
+    torch.testing.assert_close(normed.norm(bare(z, pos)), normed(z, pos))
+    assert not torch.equal(bare(z, pos), normed(z, pos))
+    bare.reset_parameters()
+
+
+def test_older_checkpoints_have_a_final_norm(lab, tmp_path):
+    """They do not name it."""
+    model = lab.make("potential")
+    del model.backbone.config["final_norm"]
+    model.save(tmp_path / "model.safetensors")
+    loaded = E2FormerPotential.load(tmp_path / "model.safetensors")
+    assert loaded.backbone.config["final_norm"] and loaded.backbone.norm is not None
