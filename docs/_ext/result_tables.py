@@ -398,6 +398,20 @@ def accuracy_runs(load: Load) -> Content:
     return [*header, "our parameters", "ViSNet's", "SchNet's"], rows
 
 
+def optimizers(load: Load) -> Content:
+    names = {"e2former": "ours", "schnet": "SchNet", "visnet": "ViSNet"}
+    runs = {(row["model"], row["optimizer"]): row for row in load("optimizers_cpu")}
+    rows = []
+    for model, label in names.items():
+        for optimizer, how in (("adamw", "AdamW"), ("muon", "Muon")):
+            row = runs[model, optimizer]
+            keys = "energy_mae_mev", "force_mae_mev_per_angstrom"
+            errors = [_digits(row[part][key]) for part in ("test", "train") for key in keys]
+            rows.append([label, how, f"{row['steps']:,}", *errors])
+    errors = ["energy (meV)", "forces (meV/Å)", "energy, training", "forces, training"]
+    return ["model", "optimizer", "steps", *errors], rows
+
+
 def accuracy_gpu(load: Load) -> Content:
     header = ["data", "energy (meV)", "forces (meV/Å)", "energy, training", "forces, training"]
     keys = "energy_mae_mev", "force_mae_mev_per_angstrom"
@@ -473,6 +487,7 @@ TABLES: dict[str, Callable[[Load], Content]] = {
     "accuracy-forces": accuracy_forces,
     "accuracy-runs": accuracy_runs,
     "accuracy-gpu": accuracy_gpu,
+    "optimizers": optimizers,
     "swap-schnet": swap_schnet,
     "swap-attention": swap_attention,
 }
