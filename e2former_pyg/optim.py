@@ -22,6 +22,8 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 # The size of an entry of an update, about that of AdamW's.
 _RMS = 0.2
+# Momenta that are smaller fade out: once gradients vanish, nothing but rounding is left of them.
+_LEAST_NORM = 1e-7
 
 
 def muon_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
@@ -208,7 +210,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """
     tall = matrices.size(1) > matrices.size(2)
     x = matrices.transpose(1, 2) if tall else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + _LEAST_NORM)
     a, b, c = _COEFFICIENTS
     for _ in range(_STEPS):
         square = torch.bmm(x, x.transpose(1, 2))

@@ -38,6 +38,21 @@ def test_no_direction_at_all():
     assert not orthogonalize(torch.zeros(2, 3, 4)).any()
 
 
+def test_what_is_left_of_a_gradient_that_vanished():
+    """Its momentum fades, down to numbers whose squares are zero, and so do the updates."""
+    (weight,) = make_parameters((6, 4))
+    optimizer = Muon([{"params": [weight], "muon": True}], lr=0.1)
+    set_gradients([weight], 0)
+    for step in range(1500):
+        optimizer.step()
+        weight.grad = torch.zeros_like(weight)
+        if step == 1000:
+            before = weight.detach().clone()
+    momentum = optimizer.state[weight]["momentum_buffer"]
+    assert 0 < momentum.norm(p=torch.inf) < 1e-25
+    assert torch.isfinite(weight).all() and torch.equal(weight, before)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_updates_of_matrices(decay):
     """By hand, for two steps."""
