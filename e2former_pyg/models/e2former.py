@@ -47,6 +47,9 @@ class E2Former(nn.Module):
             (default: :obj:`32`)
         qk_channels (int, optional): Size of queries and keys of each head.
             (default: :obj:`16`)
+        qk_norm (bool, optional): If set to :obj:`True`, queries and keys are normalised, which
+            keeps attention from saturating where learning rates are high.
+            (default: :obj:`False`)
         ffn_channels (int, optional): Size of the hidden rows of the feed-forward networks.
             (default: :obj:`hidden_channels`)
         avg_num_neighbors (float, optional): Typical number of neighbours, which scales the
@@ -88,6 +91,7 @@ class E2Former(nn.Module):
         cutoff: float = 5.0,
         num_radial: int = 32,
         qk_channels: int = 16,
+        qk_norm: bool = False,
         ffn_channels: int | None = None,
         avg_num_neighbors: float = 16.0,
         directional: bool = False,
@@ -127,6 +131,7 @@ class E2Former(nn.Module):
             "cutoff": cutoff,
             "num_radial": num_radial,
             "qk_channels": qk_channels,
+            "qk_norm": qk_norm,
             "ffn_channels": ffn_channels,
             "avg_num_neighbors": avg_num_neighbors,
             "directional": directional,
@@ -171,6 +176,7 @@ class E2Former(nn.Module):
                 hidden_channels=ffn_channels,
                 order=orders,
                 qk_channels=qk_channels,
+                qk_norm=qk_norm,
                 directional=directional,
                 dropout=dropout,
                 **shared,

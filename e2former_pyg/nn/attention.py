@@ -15,6 +15,7 @@ from ..functional.dropout import dropout_mask
 from ..functional.edgewise import edge_rows, segment_sink_softmax
 from ..functional.geometry import EdgeGeometry, edge_geometry, edge_vectors
 from ..functional.inputs import PairTensor, node_strain
+from ..functional.node_norm import normalize
 from ..functional.paths import as_orders
 from ..functional.torch_backend import Spec, attention_logits, directional_term
 from ..graph import CSRNeighborhood
@@ -22,6 +23,8 @@ from ..radial import RadialSplines, evaluate_splines, spline_cells
 from .invariants import BilinearInvariants
 from .linear import DegreeLinear
 from .message_passing import EquivariantMessagePassing, OptPairTensor
+
+_QK_NORM_EPS = 1e-5
 
 
 class E2FormerAttention(EquivariantMessagePassing):
@@ -50,7 +53,7 @@ class E2FormerAttention(EquivariantMessagePassing):
     the last neighbour leaves; :math:`g` are cubic B-splines in :math:`r` whose coefficients a
     small network gives for each pair of elements. Nothing with an edge dimension times a feature
     dimension is stored, and derivatives are exact to second order. Logits are of fourth degree in
-    the input: normalise it first, as :class:`E2FormerBlock` does.
+    the input: normalise it first, as :class:`E2FormerBlock` does, or set :obj:`qk_norm`.
 
     Args:
         in_channels (int or tuple): Size of each input row, or a tuple of those of source and
@@ -61,6 +64,9 @@ class E2FormerAttention(EquivariantMessagePassing):
         heads (int, optional): Number of heads. (default: :obj:`8`)
         qk_channels (int, optional): Size :math:`D` of queries and keys of each head.
             (default: :obj:`16`)
+        qk_norm (bool, optional): If set to :obj:`True`, the queries and keys of each head are
+            divided by their root mean square. This keeps attention from saturating where learning
+            rates are high; :math:`g^1` sets the scale of the logits. (default: :obj:`False`)
         order (int or set, optional): The degrees :math:`\ell` of the harmonics; :obj:`n` means
             :obj:`{n}`. (default: :obj:`(0, 1)`)
         cutoff (float, optional): Cutoff :math:`r_c` in Å; longer edges contribute exactly zero.
@@ -118,6 +124,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         lmax_in: int | None = None,
         heads: int = 8,
         qk_channels: int = 16,
+        qk_norm: bool = False,
         order: int | Iterable[int] = (0, 1),
         cutoff: float = 5.0,
         num_radial: int = 16,
@@ -160,6 +167,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         )
         self.heads = heads
         self.qk_channels = qk_channels
+        self.qk_norm = qk_norm
         self.directional = directional
         self.dropout = float(dropout)
         source, target = self._channels
@@ -299,14 +307,17 @@ class E2FormerAttention(EquivariantMessagePassing):
         """Queries of the targets and keys of the sources, ``[N, heads, qk_channels]``."""
         if self.lin_query_key is None:
             assert self.lin_query is not None and self.lin_key is not None
-            q, k = self.lin_query(x_dst), self.lin_key(x_src)
-        elif x_src is x_dst:
-            q, k = self.lin_query_key(x_src).chunk(2, dim=-1)
-        else:
-            q = self.lin_query_key(x_dst).chunk(2, dim=-1)[0]
-            k = self.lin_query_key(x_src).chunk(2, dim=-1)[1]
-        shape = (self.heads, self.qk_channels)
-        return q.unflatten(-1, shape), k.unflatten(-1, shape)
+            return self._by_head(self.lin_query(x_dst)), self._by_head(self.lin_key(x_src))
+        q, k = self._by_head(self.lin_query_key(x_src)).chunk(2, dim=1)
+        if x_src is not x_dst:
+            q = self._by_head(self.lin_query_key(x_dst)).chunk(2, dim=1)[0]
+        return q, k
+
+    def _by_head(self, invariants: Tensor) -> Tensor:
+        rows = invariants.unflatten(-1, (-1, self.qk_channels))
+        if not self.qk_norm:
+            return rows
+        return normalize(rows.reshape(-1, 1, self.qk_channels), _QK_NORM_EPS).view(rows.shape)
 
     def _edge_attention(
         self,

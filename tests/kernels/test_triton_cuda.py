@@ -245,6 +245,7 @@ def test_potential(reference):
         num_radial=8,
         qk_channels=4,
         directional=True,
+        qk_norm=True,
     )
     model = model.double().eval()
     generator = torch.Generator().manual_seed(2)

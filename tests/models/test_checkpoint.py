@@ -23,6 +23,7 @@ OTHER_SETTINGS = {
     "dropout": 0.1,
     "directional": False,
     "final_norm": False,
+    "qk_norm": True,
 }
 
 

@@ -46,11 +46,11 @@ SINGLE, DOUBLE = torch.float32, torch.float64
     ("options", "dtype"),
     [
         ({"repulsion": True, "charge": True, "spin": True}, DOUBLE),
-        ({"forces": "direct", "order": (0, 1, 2), "directional": True}, DOUBLE),
+        ({"forces": "direct", "order": (0, 1, 2), "directional": True, "qk_norm": True}, DOUBLE),
         ({"forces": None}, DOUBLE),
         ({"num_layers": 2}, SINGLE),
     ],
-    ids=["repulsion-charge-spin", "direct-order-directional", "energies", "float32"],
+    ids=["repulsion-charge-spin", "direct-order-directional-normed", "energies", "float32"],
 )
 def test_a_molecule_that_moves(lab, made, options, dtype):
     model = lab.make("potential", **{"num_layers": 1} | options).to(dtype)

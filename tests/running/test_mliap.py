@@ -97,7 +97,7 @@ def test_a_triclinic_crystal(lab, layers, grid, vflag) -> None:
     "options",
     [
         {"repulsion": True},
-        {"directional": True, "parity": "o3", "order": (0, 1, 2)},
+        {"directional": True, "parity": "o3", "order": (0, 1, 2), "qk_norm": True},
         {"lmax": 0, "order": 0},
         {"algorithm": "factorized"},
         {"backend": "triton"},
