@@ -74,6 +74,8 @@ def run(row: str, name: str, seed: int, args: argparse.Namespace) -> None:
         "clock": "wall" if args.gpu else "cpu",
         "steps": state["step"],
         "batch_size": settings.batch_size,
+        "optimizer": settings.optimizer,
+        "lr": settings.lr,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "test": measure(row, trained, data.test),
         "train": measure(row, trained, data.train),

@@ -190,4 +190,4 @@ def settings_of(name: str, row: str) -> dict[str, Any]:
     if row != "alloys":
         return SETTINGS[name]
     own = alloy_training.SETTINGS
-    return own if name == "e2former" else own | SETTINGS[name] | {"optimizer": "adamw"}
+    return own if name == "e2former" else own | SETTINGS[name]

@@ -1,10 +1,11 @@
 """Errors on ethanol after equal training times with AdamW and with Muon: ours, SchNet, ViSNet.
 
 Data, models and all other settings are those of the row ``ethanol`` of ``accuracy.py``, training
-takes ``--minutes`` of the CPU's time. Runs are processes of ``--threads`` threads, ``--jobs`` at a
-time (``jobs.py``). Finished ones are gathered into ``results/optimizers_cpu.json``.
+takes ``--minutes`` of the CPU's time. SchNet and ViSNet are trained at two learning rates, ours at
+the one chosen for AdamW. Runs are processes of ``--threads`` threads, ``--jobs`` at a time
+(``jobs.py``). Finished ones are gathered into ``results/optimizers_cpu.json``.
 
-    python benchmarks/optimizers.py --data DATA --jobs 2
+    python benchmarks/optimizers.py --data DATA --jobs 2       # ten runs of four minutes
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 from training import Settings, evaluate, train
 
 ROW = "ethanol"
-MODELS = ("e2former", "schnet", "visnet")
+LEARNING_RATES = {"e2former": (5e-3,), "schnet": (1e-3, 3e-3), "visnet": (1e-3, 3e-3)}
 OPTIMIZERS = ("adamw", "muon")
 
 
-def run(name: str, optimizer: str, seed: int, args: argparse.Namespace) -> None:
+def run(name: str, optimizer: str, lr: float, seed: int, args: argparse.Namespace) -> None:
     """One run, or what is left of it."""
     torch.set_num_threads(args.threads)
     data = load(ROW, args.data, seed, args.train_frames)
     torch.manual_seed(seed)
     model = make_model(name, ROW, data)
-    chosen = settings_of(name, ROW) | {"optimizer": optimizer}
+    chosen = settings_of(name, ROW) | {"optimizer": optimizer, "lr": lr}
     settings = Settings(minutes=args.minutes, seed=seed, **chosen)
-    label = f"{name}-{optimizer}-{seed}"
+    label = f"{name}-{optimizer}-{lr:g}-{seed}"
     file = args.directory / f"{label}.pt"
     options = {"clock": time.process_time, "description": label}
     trained, state = train(model, data.train, settings, file, args.pause_after, **options)
     if state["elapsed"] < 60 * args.minutes:
         return
     record = {
-        "case": f"{name}/{optimizer}/{seed}",
+        "case": f"{name}/{optimizer}/{lr:g}/{seed}",
         "model": name,
         "optimizer": optimizer,
         "seed": seed,
@@ -65,25 +66,32 @@ def run(name: str, optimizer: str, seed: int, args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the .npz files")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL")
+    names = tuple(LEARNING_RATES)
+    parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL")
     parser.add_argument(
         "--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS, metavar="OPTIMIZER"
     )
+    parser.add_argument("--lr", type=float, nargs="+", help="instead of those of each model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--train-frames", type=int, default=800)
     add_arguments(parser, "optimizers", minutes=4.0, threads=1)
     args = parser.parse_args(arguments)
-    runs = list(product(args.models, args.optimizers, args.seeds))
+    runs = [
+        (name, *rest)
+        for name in args.models
+        for rest in product(args.optimizers, args.lr or LEARNING_RATES[name], args.seeds)
+    ]
     if args.single:
         run(*runs[0], args)
         return 0
     chosen = {
-        f"{name}-{optimizer}-{seed}": [
+        f"{name}-{optimizer}-{lr:g}-{seed}": [
             *("--models", name),
             *("--optimizers", optimizer),
+            *("--lr", str(lr)),
             *("--seeds", str(seed)),
         ]
-        for name, optimizer, seed in runs
+        for name, optimizer, lr, seed in runs
     }
     given = sys.argv[1:] if arguments is None else arguments
     records, code = run_jobs(__file__, given, chosen, args)

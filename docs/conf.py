@@ -65,7 +65,8 @@ nitpick_ignore_regex = [
     ),
     (r"py:.*", r"(Data|Dataset|EdgeIndex|SparseTensor|Tensor)\b.*"),
     (r"py:class", r"e2former_pyg\.functional\.sharing\.SharedGeometry"),  # between our own modules
-    (r"py:class", r"(optional|callable|iterable|any|int|float|str|bool|list|tuple|dict|set|object)\b.*"),
+    (r"py:class", r"(optional|callable|iterable|any|int|float|str|bool)\b.*"),
+    (r"py:class", r"(list|tuple|dict|set|object)\b.*"),
 ]
 
 

@@ -26,20 +26,13 @@ MODEL: dict[str, Any] = {
     "cutoff": 5.0,
     "num_radial": 16,
     "avg_num_neighbors": 36.0,
-    "final_norm": False,
     "elements": [28, 29, 46, 47, 78, 79],
     "stress": True,
     "repulsion": True,
 }
 """Arguments of the ``E2FormerPotential``."""
 
-SETTINGS: dict[str, Any] = {
-    "batch_size": 3,
-    "lr": 5e-3,
-    "ema": 0.99,
-    "clip": 1.0,
-    "optimizer": "muon",
-}
+SETTINGS: dict[str, Any] = {"batch_size": 3, "lr": 5e-3, "ema": 0.99, "clip": 1.0}
 """Training settings. At this learning rate gradients of some frames can throw the weights off,
 which costs most of the accuracy; a tight clipping keeps them from it.
 """

@@ -399,17 +399,16 @@ def accuracy_runs(load: Load) -> Content:
 
 
 def optimizers(load: Load) -> Content:
-    names = {"e2former": "ours", "schnet": "SchNet", "visnet": "ViSNet"}
-    runs = {(row["model"], row["optimizer"]): row for row in load("optimizers_cpu")}
+    models = {"e2former": "ours", "schnet": "SchNet", "visnet": "ViSNet"}
+    names = {"adamw": "AdamW", "muon": "Muon"}
+    keys = "energy_mae_mev", "force_mae_mev_per_angstrom"
     rows = []
-    for model, label in names.items():
-        for optimizer, how in (("adamw", "AdamW"), ("muon", "Muon")):
-            row = runs[model, optimizer]
-            keys = "energy_mae_mev", "force_mae_mev_per_angstrom"
-            errors = [_digits(row[part][key]) for part in ("test", "train") for key in keys]
-            rows.append([label, how, f"{row['steps']:,}", *errors])
+    for row in load("optimizers_cpu"):
+        errors = [_digits(row[part][key]) for part in ("test", "train") for key in keys]
+        run = models[row["model"]], names[row["optimizer"]], f"{row['lr']:g}", f"{row['steps']:,}"
+        rows.append([*run, *errors])
     errors = ["energy (meV)", "forces (meV/Å)", "energy, training", "forces, training"]
-    return ["model", "optimizer", "steps", *errors], rows
+    return ["model", "optimizer", "learning rate", "steps", *errors], rows
 
 
 def accuracy_gpu(load: Load) -> Content:
