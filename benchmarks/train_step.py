@@ -154,6 +154,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
+    # As training does, without which SchNet takes four times as long.
+    torch.set_flush_denormal(True)
     keep_freed_memory()
     records = []
     for threads in arguments.threads:

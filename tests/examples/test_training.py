@@ -62,6 +62,20 @@ def constant(model: nn.Module) -> Tensor:
     return model.constant.detach()
 
 
+def test_tiny_numbers_are_zero_while_training_alone(frames: list[Data]) -> None:
+    class Watched(Springs):
+        def forward(self, data: Data) -> PotentialOutput:
+            seen.append(float(torch.tensor(1e-40) * 0.5))
+            return super().forward(data)
+
+    seen: list[float] = []
+    train(Watched(0.5), frames, SETTINGS)
+    assert seen and not any(seen)
+    with pytest.raises(KeyboardInterrupt):
+        train(Springs(0.5, fail_at=3), frames, SETTINGS)
+    assert float(torch.tensor(1e-40) * 0.5) > 0
+
+
 def test_learns_and_ends_with_its_budget(frames: list[Data]) -> None:
     trained, state = train(Springs(0.5), frames, SETTINGS)
     assert state == {"elapsed": 120.0, "step": 120}
