@@ -32,6 +32,7 @@ from torch_geometric.data import Data
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 from ethanol_data import load_ethanol, split_frames
 from ethanol_settings import NUM_TRAIN, SETTINGS
+from molecules_data import SETTINGS as MOLECULE_SETTINGS
 from molecules_data import evaluate_loss, load_molecules, targets
 from swap_attention import (
     CUTOFF,
@@ -76,7 +77,7 @@ def prepare(
         return train_set, test_set, settings, mean_predictor(train_set, test_set)
     train_set, test_set = load_molecules("gap", CUTOFF, seed)
     trivial = float((targets(test_set) - targets(train_set).mean()).abs().mean())
-    settings = Settings(args.minutes, batch_size=16, seed=seed)
+    settings = Settings(args.minutes, seed=seed, **MOLECULE_SETTINGS)
     return train_set, test_set, settings, {"gap_mae_ev": trivial}
 
 

@@ -14,7 +14,7 @@ import argparse
 
 import torch
 from e3nn.o3 import rand_matrix
-from molecules_data import evaluate_loss, load_molecules, targets
+from molecules_data import SETTINGS, evaluate_loss, load_molecules, targets
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import Sequential, global_add_pool, global_mean_pool
@@ -96,7 +96,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     train_set, test_set = load_molecules("mu", CUTOFF)
     torch.manual_seed(0)
     model = DipoleModel()
-    settings = Settings(minutes=arguments.seconds / 60, batch_size=16)
+    settings = Settings(minutes=arguments.seconds / 60, **SETTINGS)
     trained, state = train(model, train_set, settings, description="dipole", loss=loss)
 
     mean, rotation = targets(train_set).mean(), rand_matrix()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from e2former_pyg.transforms import RadiusGraph
 RAW = Path(__file__).parent / "data" / "qm9" / "qm9_molecules.npz"
 NUM_TRAIN = 1200
 """Training molecules; the others are for testing."""
+SETTINGS: dict[str, Any] = {"batch_size": 16, "optimizer": "muon"}
+"""Training settings of all models of properties."""
 
 
 def load_molecules(

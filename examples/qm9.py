@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from molecules_data import load_molecules, targets
+from molecules_data import SETTINGS, load_molecules, targets
 from plots import property_plot
 from torch import Tensor
 from torch_geometric.data import Batch, Data
@@ -67,7 +67,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     torch.set_num_threads(1)  # the tensors are small
     train_set, test_set = load_molecules(target, MODEL["cutoff"])
     model = make_model(target, train_set)
-    settings = Settings(minutes=arguments.seconds / 60, batch_size=16)
+    settings = Settings(minutes=arguments.seconds / 60, **SETTINGS)
     trained, state = train(model, train_set, settings, description=target, loss=loss)
 
     checkpoint = arguments.output / f"{target}.safetensors"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from molecules_data import evaluate_loss, load_molecules, targets
+from molecules_data import SETTINGS, evaluate_loss, load_molecules, targets
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import TransformerConv, global_mean_pool
@@ -98,7 +98,7 @@ def main(args: list[str] | None = None) -> dict[str, float]:
     torch.set_num_threads(1)  # the tensors are small
     train_set, test_set = load_molecules(arguments.target, CUTOFF)
     mean = float(targets(train_set).mean())
-    settings = Settings(minutes=arguments.seconds / 60, batch_size=16)
+    settings = Settings(minutes=arguments.seconds / 60, **SETTINGS)
     errors = {"mean predictor": float((targets(test_set) - mean).abs().mean())}
     rows = [ROW.format("mean predictor", f"{errors['mean predictor']:.3f}", "-", "-", "-")]
     for name, attention in MODELS.items():
