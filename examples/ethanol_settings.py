@@ -21,7 +21,7 @@ MODEL: dict[str, Any] = {
 """Arguments of the ``E2FormerPotential``."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "e2former": {"lr": 5e-3, "energy_weight": 0.03},
-    "schnet": {"lr": 1e-3},
+    "e2former": {"optimizer": "muon", "lr": 5e-3, "energy_weight": 0.03},
+    "schnet": {"optimizer": "muon", "lr": 3e-3},
 }
-"""Training settings of each model."""
+"""Training settings of each model; Muon serves both better than AdamW."""

@@ -326,17 +326,23 @@ def data_reading(load: Load) -> Content:
 
 
 def ethanol(load: Load) -> Content:
+    """Means over seeds; of forces also the smallest and the largest."""
     rows = []
     for model, label in (("e2former", "E2FormerPotential"), ("schnet", "PyG's SchNet")):
         for split, how in (("random", "at random"), ("time", "in time blocks")):
             runs = [row for row in load("ethanol_cpu") if row["case"] == f"{model}/{split}"]
-            errors = [
-                sum(run["test"][key] for run in runs) / len(runs)
+            energy, forces = (
+                [run["test"][key] for run in runs]
                 for key in ("energy_mae_mev", "force_mae_mev_per_angstrom")
-            ]
+            )
+            seeds, steps = len(runs), sum(run["steps"] for run in runs) / len(runs)
+            errors = [f"{sum(energy) / seeds:.2f}", f"{sum(forces) / seeds:.1f}"]
+            if seeds > 1:
+                errors[1] += f" ({min(forces):.1f} to {max(forces):.1f})"
             size = f"{runs[0]['parameters']:,}"
-            rows.append([label, size, str(len(runs)), how, f"{errors[0]:.2f}", f"{errors[1]:.1f}"])
-    return ["model", "parameters", "seeds", "frames split", "energy (meV)", "forces (meV/Å)"], rows
+            rows.append([label, size, how, str(seeds), f"{steps:,.0f}", *errors])
+    errors = ["energy (meV)", "forces (meV/Å)"]
+    return ["model", "parameters", "frames split", "seeds", "steps", *errors], rows
 
 
 def _digits(value: float) -> str:
