@@ -43,7 +43,7 @@ def test_what_is_missing_is_an_error(role: str, error: type[Exception]) -> None:
 def test_every_role_of_the_pages_resolves() -> None:
     assert ROLES
     for role in ROLES:
-        assert re.fullmatch(r"[\d.,]+", number(" ".join(role.split())))
+        assert re.fullmatch(r"-?[\d.,]+", number(" ".join(role.split())))
 
 
 @pytest.mark.parametrize("name", TABLES)
