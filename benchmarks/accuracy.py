@@ -22,7 +22,6 @@ gathered into ``results/accuracy_cpu.json``, with ``--gpu`` (``accuracy_gpu.py``
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from itertools import product
@@ -32,8 +31,8 @@ import torch
 from accuracy_gpu import GPU_ROWS, GPU_SETTINGS, gpu_training, make_gpu_model
 from accuracy_models import make_model, settings_of
 from accuracy_rows import PROPERTIES, ROWS, load, measure, property_loss, trivial
-from common import environment, write_result
-from jobs import add_arguments, run_jobs
+from common import write_result
+from jobs import add_arguments, run_jobs, write_record
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 import alloy_training
@@ -80,11 +79,8 @@ def run(row: str, name: str, seed: int, args: argparse.Namespace) -> None:
         "test": measure(row, trained, data.test),
         "train": measure(row, trained, data.train),
         "mean_predictor": trivial(row, data),
-        "threads": args.threads,
-        "jobs": args.jobs,
-        "environment": environment(),
     }
-    (args.directory / f"{label}.json").write_text(json.dumps(record, indent=1))
+    write_record(label, record, args)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS
+from common import RESULTS, environment
 from tqdm import tqdm
 
 RUNS = Path(__file__).resolve().parent.parent / "runs"
@@ -33,6 +33,13 @@ def add_arguments(
     parser.add_argument("--directory", type=Path, default=RUNS / name)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     parser.add_argument("--single", action="store_true", help=argparse.SUPPRESS)
+
+
+def write_record(label: str, record: Mapping[str, Any], args: argparse.Namespace) -> None:
+    """Keeps the record of a finished run, with where and beside how many others it ran."""
+    conditions = {"threads": args.threads, "jobs": args.jobs, "environment": environment()}
+    text = json.dumps({**record, **conditions}, indent=1)
+    (args.directory / f"{label}.json").write_text(text)
 
 
 def run_jobs(

@@ -11,7 +11,6 @@ the one chosen for AdamW. Runs are processes of ``--threads`` threads, ``--jobs`
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from itertools import product
@@ -20,8 +19,8 @@ from pathlib import Path
 import torch
 from accuracy_models import make_model, settings_of
 from accuracy_rows import load
-from common import environment, write_result
-from jobs import add_arguments, run_jobs
+from common import write_result
+from jobs import add_arguments, run_jobs, write_record
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 from training import Settings, evaluate, train
@@ -56,11 +55,8 @@ def run(name: str, optimizer: str, lr: float, seed: int, args: argparse.Namespac
         "steps": state["step"],
         "test": evaluate(trained, data.test),
         "train": evaluate(trained, data.train),
-        "threads": args.threads,
-        "jobs": args.jobs,
-        "environment": environment(),
     }
-    (args.directory / f"{label}.json").write_text(json.dumps(record, indent=1))
+    write_record(label, record, args)
 
 
 def main(arguments: list[str] | None = None) -> int:

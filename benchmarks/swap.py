@@ -15,7 +15,6 @@ smaller error.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import environment, write_result
-from jobs import add_arguments, run_jobs
+from common import write_result
+from jobs import add_arguments, run_jobs, write_record
 from torch import nn
 from torch_geometric.data import Data
 
@@ -116,11 +115,8 @@ def run(swap: str, name: str, seed: int, args: argparse.Namespace) -> None:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": state["step"],
         "minutes": state["elapsed"] / 60,
-        "threads": args.threads,
-        "jobs": args.jobs,
-        "environment": environment(),
     }
-    (args.directory / f"{label}.json").write_text(json.dumps(record, indent=1))
+    write_record(label, record, args)
 
 
 def pairs(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 
 import accuracy
 import numpy as np
+import optimizers
 import pytest
 import torch
 from accuracy_gpu import _Frames
@@ -137,6 +138,22 @@ def test_a_run_is_paused_goes_on_and_is_gathered(tmp_path):
         assert accuracy.main(elsewhere) == 0
         first, second = json.loads((tmp_path / "accuracy_cpu.json").read_text())
         assert first == record and second["case"] == "ethanol/schnet/1"
+
+
+@pytest.mark.slow
+def test_optimizers_and_learning_rates_are_runs_of_their_own(tmp_path):
+    write_molecules(tmp_path / "xtbmd_ethanol.npz")
+    arguments = ["--data", str(tmp_path), "--models", "schnet", "--lr", "0.001", "0.002"]
+    arguments += ["--train-frames", "20", "--minutes", "0.005", "--jobs", "2"]
+    assert optimizers.main([*arguments, "--directory", str(tmp_path), "--out", str(tmp_path)]) == 0
+    records = json.loads((tmp_path / "optimizers_cpu.json").read_text())
+    found = {record["case"]: (record["optimizer"], record["lr"]) for record in records}
+    assert found == {
+        f"schnet/{name}/{lr:g}/0": (name, lr) for name in ("adamw", "muon") for lr in (1e-3, 2e-3)
+    }
+    for record in records:
+        assert (record["jobs"], record["threads"], record["clock"]) == (2, 1, "cpu")
+        assert record["steps"] > 0 and record["environment"]["torch"] == torch.__version__
 
 
 def test_a_gpu_row_that_is_none(capsys):
