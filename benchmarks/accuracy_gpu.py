@@ -32,7 +32,13 @@ GPU_SETTINGS: dict[str, dict[str, Any]] = {
         row: {"batch_size": 20, "lr": 3e-3, "energy_weight": 0.03, "ema": 0.999}
         for row in MOLECULES
     },
-    "organic": {"batch_size": 32, "lr": 3e-3, "energy_weight": 0.03, "weight_decay": 1e-3},
+    "organic": {
+        "batch_size": 32,
+        "optimizer": "muon",
+        "lr": 5e-3,
+        "energy_weight": 0.03,
+        "weight_decay": 1e-3,
+    },
 }
 
 

@@ -21,12 +21,12 @@ from e2former_pyg import E2FormerPotential, E2FormerProperty, PotentialOutput
 from e2former_pyg.models import ElementReferences
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "e2former": {"lr": 5e-3, "energy_weight": 0.03},
-    "schnet": {"lr": 1e-3},
-    "visnet": {"lr": 1e-3},
+    "e2former": {"optimizer": "muon", "lr": 5e-3, "energy_weight": 0.03},
+    "schnet": {"optimizer": "muon", "lr": 3e-3},
+    "visnet": {"optimizer": "muon", "lr": 3e-3},
 }
-"""Training settings of all rows but those below, where the peers keep their learning rate."""
-PROPERTY_SETTINGS: dict[str, Any] = {"batch_size": 16, "lr": 2e-3}
+"""Training settings of all rows but those below, where the peers keep theirs."""
+PROPERTY_SETTINGS: dict[str, Any] = {"batch_size": 16, "optimizer": "muon", "lr": 2e-3}
 
 
 class GivenEdges(nn.Module):

@@ -6,6 +6,7 @@ the one chosen for AdamW. Runs are processes of ``--threads`` threads, ``--jobs`
 (``jobs.py``). Finished ones are gathered into ``results/optimizers_cpu.json``.
 
     python benchmarks/optimizers.py --data DATA --jobs 2       # ten runs of four minutes
+    python benchmarks/optimizers.py --data DATA --models visnet --optimizers muon --lr 0.005
 """
 
 from __future__ import annotations
