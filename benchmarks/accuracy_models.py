@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "schnet": {"optimizer": "muon", "lr": 3e-3},
     "visnet": {"optimizer": "muon", "lr": 3e-3},
 }
-"""Training settings of all rows but those below, where the peers keep theirs."""
+"""Training settings of all rows but those below, where the peers keep their learning rate."""
 PROPERTY_SETTINGS: dict[str, Any] = {"batch_size": 16, "optimizer": "muon", "lr": 2e-3}
 
 

@@ -118,4 +118,4 @@ def test_conditions_name_machine_versions_and_day() -> None:
         assert re.search(r"torch \d", text)
         assert re.search(r"20\d\d-\d\d-\d\d", text)
     # Runs on the CPU of a machine that has a GPU.
-    assert "H100" not in conditions("accuracy_cpu") and "H200" in conditions("accuracy_gpu")
+    assert "NVIDIA" not in conditions("accuracy_cpu") and "NVIDIA" in conditions("accuracy_gpu")
