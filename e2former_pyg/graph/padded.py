@@ -12,6 +12,17 @@ from .neighborhood import CSRNeighborhood
 _FAR = 1e6
 
 
+def is_within(
+    pos: Tensor, edge_index: Tensor, edge_shift: Tensor | None, cutoff: float
+) -> Tensor:
+    """Which edges are shorter than a cutoff or, so that it shows, of no known length."""
+    source, target = edge_index
+    vectors = pos.index_select(0, target) - pos.index_select(0, source)
+    if edge_shift is not None:
+        vectors = vectors - edge_shift
+    return ~(vectors.square().sum(1) >= cutoff * cutoff)
+
+
 class PaddedNeighborhood:
     r"""Neighbourhoods of one set of nodes whose memory stays where it is while edges come and go.
 
@@ -66,3 +77,48 @@ class PaddedNeighborhood:
         self._pairs[1, :count].copy_(neighborhood.row)
         self.edge_shift[:count] = 0.0 if edge_shift is None else edge_shift
         self.edge_shift[count:] = _FAR
+
+    def is_within(self, pos: Tensor, cutoff: float) -> Tensor:
+        r"""Which slots hold an edge that is shorter than a cutoff."""
+        held = torch.arange(self.capacity, device=pos.device) < self._rows.rowptr[-1]
+        return held & is_within(pos, self._pairs, self.edge_shift, cutoff)
+
+    def take_within(self, other: PaddedNeighborhood, pos: Tensor, cutoff: float) -> None:
+        r"""Writes the edges of another object of the same sizes that are shorter than a cutoff. It
+        does not wait for the device, so that a CUDA graph can do it anew for other positions.
+
+        Args:
+            other (PaddedNeighborhood): The edges.
+            pos (torch.Tensor): Positions in Å.
+            cutoff (float): The cutoff in Å.
+        """
+        inside = other.is_within(pos, cutoff)
+        slot, before = _compacted(inside)
+        self._rows.rowptr.copy_(before.index_select(0, other._rows.rowptr))
+        self._rows.col.copy_(other._rows.col.index_select(0, slot))
+        self._pairs.copy_(other._pairs.index_select(1, slot))
+        is_free = torch.arange(self.capacity, device=pos.device) >= before[-1]
+        self.edge_shift.copy_(other.edge_shift.index_select(0, slot))
+        self.edge_shift.masked_fill_(is_free.unsqueeze(1), _FAR)
+
+        theirs, mine = other._columns, self._columns
+        assert theirs.perm is not None and mine.perm is not None
+        held = torch.arange(self.capacity, device=pos.device) < theirs.rowptr[-1]
+        slot, before_column = _compacted(held & inside.index_select(0, theirs.perm))
+        mine.rowptr.copy_(before_column.index_select(0, theirs.rowptr))
+        mine.col.copy_(theirs.col.index_select(0, slot))
+        mine.perm.copy_(before.index_select(0, theirs.perm.index_select(0, slot)))
+        for order, given in ((mine._order, theirs._order), (self._rows._order, other._rows._order)):
+            assert order is not None and given is not None
+            order.copy_(given)
+
+
+def _compacted(kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The slots that are kept, in order and then the last one over and over, and how many there are
+    before each slot and in all, int32.
+    """
+    before = torch.nn.functional.pad(kept.cumsum(0, dtype=torch.int32), (1, 0))
+    count = torch.arange(1, kept.size(0) + 1, dtype=torch.int32, device=kept.device)
+    # Searched for, not written to: writes of those left out would meet in one place.
+    slot = torch.searchsorted(before[1:], count, out_int32=True)
+    return slot.clamp_(max=kept.size(0) - 1), before

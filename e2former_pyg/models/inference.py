@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from ..cuda_graphs import Captured
 from ..functional.backends import takes_triton
 from ..graph import CSRNeighborhood, as_cell
-from ..graph.padded import PaddedNeighborhood
+from ..graph.padded import PaddedNeighborhood, is_within
 from ..nn.message_passing import EquivariantMessagePassing
 from ..radial import MAX_ATOMIC_NUMBER, RadialNetwork, RadialSplines
 from .e2former import E2Former
@@ -27,6 +27,8 @@ from .traced import RepeatedEvaluation
 MAX_CAPTURED_ATOMS = 32768
 # Graphs that are kept: those of the last systems that had one.
 MAX_GRAPHS = 8
+# Share of edges beyond the cutoff from which on leaving them out costs less than they do.
+_MANY_LONG_EDGES = 0.05
 
 
 class InferencePotential:
@@ -46,7 +48,8 @@ class InferencePotential:
 
     Neighbours are searched in each call without :obj:`edge_index`, which takes longer than the
     rest in small systems. Simulations should give edges that reach somewhat beyond the cutoff, and
-    the same tensors until an atom has moved too far: what is derived from them is kept as well.
+    the same tensors until an atom has moved too far: what is derived from them is kept as well. On a
+    GPU each call leaves out those that are too long at the time.
 
     Args:
         potential (E2FormerPotential): The potential. It is copied.
@@ -104,10 +107,10 @@ class InferencePotential:
         inputs = inputs._replace(
             batch=graph, batch_size=num_graphs, edge_index=edges, edge_shift=shift
         )
-        # Where a CUDA graph pays.
-        small = inputs.pos.size(0) <= MAX_CAPTURED_ATOMS
-        if small and can_capture(self.potential, self._networks, inputs.pos):
-            return self._replay(inputs, num_graphs)
+        if can_capture(self.potential, self._networks, inputs.pos):
+            if inputs.pos.size(0) <= MAX_CAPTURED_ATOMS:
+                return self._replay(inputs, num_graphs)
+            inputs = without_long_edges(inputs, self.cutoff)
         if inputs.pos.device.type == "cpu" and type(self.potential.backbone) is E2Former:
             return self._repeated(inputs)
         return self.potential._evaluate(inputs, differentiable=False)
@@ -181,6 +184,26 @@ def can_capture(
             for layer in layers
         )
     )
+
+
+def without_long_edges(inputs: GraphInput, cutoff: float) -> GraphInput:
+    """Leaves out edges beyond the cutoff where they are many. Waits for the device."""
+    edges = inputs.edge_index
+    assert isinstance(edges, EdgeIndex)
+    pairs, shift = edges.as_tensor(), inputs.edge_shift
+    inside = is_within(inputs.pos, pairs, shift, cutoff)
+    if not _are_many_long(inside.sum(), inside.numel()):
+        return inputs
+    kept = inside.nonzero().squeeze(1)
+    edge_index = EdgeIndex(
+        pairs.index_select(1, kept), sparse_size=edges.sparse_size(), sort_order="col"
+    )
+    edge_shift = None if shift is None else shift.index_select(0, kept)
+    return inputs._replace(edge_index=edge_index, edge_shift=edge_shift)
+
+
+def _are_many_long(inside: Tensor, num_edges: int) -> bool:
+    return bool(inside < (1 - _MANY_LONG_EDGES) * num_edges)
 
 
 def fix_elements(
@@ -266,10 +289,18 @@ class _Replay:
         )
         self._written = _Remembered()
         self._write(inputs, neighborhood)
-        own = self._inputs._replace(
-            edge_index=self._edges.edge_index, edge_shift=self._edges.edge_shift
-        )
-        self._run = Captured(lambda: potential._evaluate(own, differentiable=False), device)
+        given = used = self._edges
+        inside = given.is_within(inputs.pos, potential.cutoff).sum()
+        if _are_many_long(inside, neighborhood.num_edges):
+            used = PaddedNeighborhood(len(inputs.z), capacity, inputs.pos.dtype, device)
+        own = self._inputs._replace(edge_index=used.edge_index, edge_shift=used.edge_shift)
+
+        def run() -> PotentialOutput:
+            if used is not given:
+                used.take_within(given, own.pos, potential.cutoff)
+            return potential._evaluate(own, differentiable=False)
+
+        self._run = Captured(run, device)
 
     def _write(self, inputs: GraphInput, neighborhood: CSRNeighborhood) -> None:
         for mine, theirs in zip(self._inputs, inputs, strict=True):

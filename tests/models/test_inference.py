@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch
 
 from e2former_pyg import E2FormerAttention
 from e2former_pyg.graph import CSRNeighborhood, radius_graph
 from e2former_pyg.graph.padded import PaddedNeighborhood
+from e2former_pyg.models import inference
+from e2former_pyg.models.graphs import GraphInput, sorted_edges
+from e2former_pyg.models.inference import without_long_edges
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 devices = pytest.mark.parametrize("device", DEVICES)
@@ -198,6 +202,85 @@ def test_padded_edges_are_no_edges(lab):
         grads = (torch.autograd.grad(y.square().sum(), place)[0] for y in (out, expected))
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
         torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+
+
+def test_edges_within_the_cutoff_are_taken_anew(lab):
+    """What a CUDA graph does with the edges of a Verlet list."""
+    z, pos, cell = lab.crystal()
+    edge_index, shift = radius_graph(pos, 5.0, cell=cell)
+    perm = torch.randperm(edge_index.size(1), generator=torch.Generator().manual_seed(0))
+    edge_index, shift = edge_index[:, perm], shift[perm]
+    given, taken = (PaddedNeighborhood(len(z), 300, pos.dtype, pos.device) for _ in range(2))
+    neighborhood = CSRNeighborhood.from_edge_index(edge_index, len(z))
+    given.update(neighborhood, shift[neighborhood.perm], pos)
+    counts = set()
+    for scale in (1.0, 1.2, 0.9, 5.0, 1.0):
+        # As in `radius_graph`, offsets stay while atoms move.
+        place = scale * pos
+        taken.take_within(given, place, 3.5)
+        vectors = place[edge_index[1]] - place[edge_index[0]] - shift
+        short = (vectors.norm(dim=1) < 3.5).nonzero().squeeze(1)
+        counts.add(len(short))
+        expected = CSRNeighborhood.from_edge_index(edge_index[:, short], len(z))
+        found = CSRNeighborhood.from_edge_index(taken.edge_index, (len(z), len(z)))
+        for one, other in ((found, expected), (found.transpose(), expected.transpose())):
+            assert torch.equal(one.rowptr, other.rowptr)
+            assert torch.equal(one.col[: len(short)], other.col)
+        transposed, count = found.transpose(), len(short)
+        assert torch.equal(transposed.perm[:count], expected.transpose().perm)
+        assert torch.equal(found.order(pos), neighborhood.order(pos))
+        pairs = taken.edge_index.as_tensor()
+        assert torch.equal(pairs[:, :count], edge_index[:, short][:, expected.perm])
+        assert torch.equal(taken.edge_shift[:count], shift[short][expected.perm])
+        assert not taken.is_within(place, 3.5)[count:].any()
+    assert min(counts) < 0.5 * max(counts) and max(counts) < edge_index.size(1)
+    # Edges of an atom that is nowhere stay, so that the result tells of it.
+    place = pos.clone()
+    place[0] = torch.nan
+    taken.take_within(given, place, 3.5)
+    there = (taken.edge_index.as_tensor() == 0).any(0)[: int(taken.is_within(place, 3.5).sum())]
+    assert int(there.sum()) == int((edge_index == 0).any(0).sum())
+
+
+def test_long_edges_of_large_systems_are_left_out(lab):
+    model = lab.make("potential")
+    z, pos, cell = lab.crystal()
+    edge_index, shift = radius_graph(pos, model.cutoff + 1.0, cell=cell)
+    inputs = GraphInput(z, pos, None, edge_index, shift, cell)
+    edges, shift = sorted_edges(inputs, model.cutoff, 1)
+    inputs = inputs._replace(edge_index=edges, edge_shift=shift)
+    fewer = without_long_edges(inputs, model.cutoff)
+    assert fewer.edge_index.size(1) < 0.9 * edges.size(1)
+    assert fewer.edge_index.is_sorted_by_col and len(fewer.edge_shift) == fewer.edge_index.size(1)
+    expected = model(z, pos, cell=cell)
+    out = model(z, pos, cell=cell, edge_index=fewer.edge_index, edge_shift=fewer.edge_shift)
+    torch.testing.assert_close(out.forces, expected.forces, rtol=0, atol=1e-12)
+    assert without_long_edges(fewer, model.cutoff) is fewer
+    nowhere = inputs._replace(pos=torch.full_like(pos, torch.nan))
+    assert without_long_edges(nowhere, model.cutoff) is nowhere
+    nothing = edges.as_tensor()[:, :0]
+    nothing = EdgeIndex(nothing, sparse_size=edges.sparse_size(), sort_order="col")
+    empty = inputs._replace(edge_index=nothing, edge_shift=shift[:0])
+    assert without_long_edges(empty, model.cutoff) is empty
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("largest", [32768, 0], ids=["graph", "launched"])
+def test_edges_beyond_the_cutoff_cost_nothing(lab, monkeypatch, largest):
+    monkeypatch.setattr(inference, "MAX_CAPTURED_ATOMS", largest)
+    model = lab.make("potential").cuda()
+    fast = model.compile_for_inference()
+    z, pos, cell = (tensor.cuda() for tensor in lab.crystal())
+    edge_index, edge_shift = radius_graph(pos, model.cutoff + 2.0, cell=cell)
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    for _ in range(5):
+        expected = model(z, pos, cell=cell)
+        out = fast(z, pos, cell=cell, edge_index=edge_index, edge_shift=edge_shift)
+        assert max(differences(out, expected)) < 1e-12
+        pos = pos + 0.2 * torch.rand(3, 3, dtype=torch.float64, generator=generator, device="cuda")
+    pos[0] = torch.nan
+    out = fast(z, pos, cell=cell, edge_index=edge_index, edge_shift=edge_shift)
+    assert out.energy.isnan().all()
 
 
 @pytest.mark.cuda
