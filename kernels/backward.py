@@ -68,9 +68,13 @@ def backward_rows_kernel(
     DUAL: tl.constexpr,
     FIRST: tl.constexpr,
     ACCUMULATE: tl.constexpr,
+    FIND: tl.constexpr,
 ):
     """Each program visits ``span`` rows, with ``firsts`` those of one target type, so that it can
     collect radial gradients.
+
+    With ``FIND`` the cotangent of the normaliser is not known but written to ``z_bar``: gradients
+    are linear in it, so that sums of what it is multiplied by take its place until the row ends.
     """
     STRIDE: tl.constexpr = S.heads * S.channels
     TILE: tl.constexpr = P.row_tile
@@ -95,9 +99,14 @@ def backward_rows_kernel(
         query_bar = 0.0
         u_bar = ()
         if S.attention:
-            query_bar = tl.zeros([1, P.heads * P.d], S.dtype)
+            query_bar = lanes.zeros(2 if FIND else 1, 1, P.heads * P.d, S)
             lse_i = tl.load(lse + place)
-            z_i, z_dot_i = normaliser_bar(z_bar, z_bar_dot, z_dot, place, S, DUAL, FIRST)
+            if FIND:
+                z_i = (tl.zeros([1, P.heads], S.dtype),)
+                share = tl.zeros([TILE, P.heads], S.dtype)
+                point_share = lanes.zeros(3, TILE, P.heads, S)
+            else:
+                z_i, z_dot_i = normaliser_bar(z_bar, z_bar_dot, z_dot, place, S, DUAL, FIRST)
             if out.u is not None:
                 u_bar = lanes.zeros(S.u_rows - 1, TILE, P.heads, S)
         point_bar = lanes.zeros(3, TILE, P.heads, S)
@@ -126,8 +135,14 @@ def backward_rows_kernel(
             if out.strain is not None:
                 strain_bar = edge.added(strain_bar, g.strain)
             if S.attention:
+                factors = (g.kappa,)
+                if FIND:
+                    share += g.bias[0]
+                    kappa_share, difference = gradient.normaliser_vjp(e, w)
+                    point_share = edge.added(point_share, difference)
+                    factors = (g.kappa, kappa_share)
                 query_bar = edge.added_rows(
-                    query_bar, g.kappa, x.k, x_dot.k, graph, first, stop, dims, real, S, P
+                    query_bar, factors, x.k, x_dot.k, graph, first, stop, dims, real, S, P
                 )
                 if out.u is not None:
                     u_bar = edge.added_products(u_bar, g.kappa, e.harmonics)
@@ -148,6 +163,15 @@ def backward_rows_kernel(
                 place_in_cell = edge.whole(e.t, P)
                 spline.add_to_slab(slab, block, g.functions, place_in_cell, P.functions, S, P)
 
+        if FIND:
+            z = -tl.sum(share, axis=0, keep_dims=True)
+            lanes.put(z_bar + place, z, own, ACCUMULATE)
+            query_bar = (query_bar[0] + lanes.widen(z, P.d) * query_bar[1],)
+            point_bar = (
+                point_bar[0] + z * point_share[0],
+                point_bar[1] + z * point_share[1],
+                point_bar[2] + z * point_share[2],
+            )
         group = i * tl.num_programs(1) + tl.program_id(1)
         for axis in tl.static_range(3):
             lanes.put(out.pos_i + group * 3 + axis, tl.sum(point_bar[axis]), (), ACCUMULATE)
@@ -156,7 +180,7 @@ def backward_rows_kernel(
                 lanes.put(out.strain + group * 9 + m, tl.sum(strain_bar[m]), (), ACCUMULATE)
         if S.attention:
             at = out.q + i * (S.heads * S.d) + dims
-            lanes.put(at, query_bar * (S.d**-0.5), real, ACCUMULATE)
+            lanes.put(at, query_bar[0] * (S.d**-0.5), real, ACCUMULATE)
             if out.u is not None:
                 for m in tl.static_range(1, S.u_rows):
                     at = out.u + (i * S.u_rows + m) * S.heads + head
@@ -190,7 +214,7 @@ def backward_columns_kernel(
     where_j = j * (S.input_rows * STRIDE) + channel
     if S.attention:
         dims, real = lanes.channels(S.d, P.d, 0, S, P)
-        key_bar = tl.zeros([1, P.heads * P.d], S.dtype)
+        key_bar = lanes.zeros(1, 1, P.heads * P.d, S)
     point_bar = lanes.zeros(3, P.tile, P.heads, S)
     value_bar = lanes.zeros(len(P.pairs[0]), 1, P.heads * P.block, S)
 
@@ -250,7 +274,7 @@ def backward_columns_kernel(
         point_bar = edge.added(point_bar, g.difference)
         if S.attention:
             key_bar = edge.added_rows(
-                key_bar, g.kappa, x.q, x_dot.q, graph, first, stop, dims, real, S, P
+                key_bar, (g.kappa,), x.q, x_dot.q, graph, first, stop, dims, real, S, P
             )
 
     group = j * tl.num_programs(1) + tl.program_id(1)
@@ -258,7 +282,7 @@ def backward_columns_kernel(
         lanes.put(out.pos_j + group * 3 + axis, -tl.sum(point_bar[axis]), (), ACCUMULATE)
     if S.attention:
         at = out.k + j * (S.heads * S.d) + dims
-        lanes.put(at, key_bar * (S.d**-0.5), real, ACCUMULATE)
+        lanes.put(at, key_bar[0] * (S.d**-0.5), real, ACCUMULATE)
     for row in tl.static_range(len(P.pairs[0])):
         at = out.v + where_j + P.pairs[0][row] * STRIDE
         lanes.put(at, value_bar[row], present, ACCUMULATE)

@@ -108,21 +108,24 @@ def inner(x, x_dot, where_q, where_k, S: tl.constexpr, DUAL: tl.constexpr):
 
 @triton.jit
 def added_rows(
-    total, factor, x, x_dot, graph, first, stop, dims, mask, S: tl.constexpr, P: tl.constexpr
+    totals, factors, x, x_dot, graph, first, stop, dims, mask, S: tl.constexpr, P: tl.constexpr
 ):
-    """Adds, summed over a tile, the value or, of dual jets, the tangent of ``factor`` times the
-    queries or keys of neighbours, ``[1, H D]``.
+    """Adds to each total, summed over a tile, the value or, of dual jets, the tangent of its factor
+    times the queries or keys of neighbours, ``[1, H D]``.
     """
-    DUAL: tl.constexpr = len(factor) == 2
-    for n in range(factor[0].shape[0]):
+    DUAL: tl.constexpr = len(factors[0]) == 2
+    for n in range(factors[0][0].shape[0]):
         where = neighbor(graph, first + n, stop) * (S.heads * S.d) + dims
         rows = jet.load(x, x_dot, where, mask, S.dtype, DUAL)
-        factors = lanes.wide_picks(factor, n, P.d)
-        if DUAL:
-            total += factors[0] * rows[1] + factors[1] * rows[0]
-        else:
-            total += factors[0] * rows[0]
-    return total
+        out = ()
+        for m in tl.static_range(len(totals)):
+            factor = lanes.wide_picks(factors[m], n, P.d)
+            if DUAL:
+                out = out + (totals[m] + factor[0] * rows[1] + factor[1] * rows[0],)
+            else:
+                out = out + (totals[m] + factor[0] * rows[0],)
+        totals = out
+    return totals
 
 
 @triton.jit

@@ -108,3 +108,19 @@ def vjp(
     else:
         difference, strain = geometry_vjp(e, weight_bar, values_bar, rows_bar, S)
         return Gradient(values_bar, (), values_bar, difference, strain)
+
+
+@triton.jit
+def normaliser_vjp(e, w):
+    """What the part ``sum alpha`` of the normaliser gives to the product of query and key and to
+    the difference vector, without a directional term or a strain.
+    """
+    distance_bar = jet.mul(w.exponential, e.envelope_slope)
+    distance_bar = jet.add(distance_bar, jet.mul(jet.mul(w.alpha, w.kappa), e.slopes[0]))
+    distance_bar = jet.add(distance_bar, jet.mul(w.alpha, e.slopes[1]))
+    difference = (
+        jet.mul(distance_bar, e.unit[0]),
+        jet.mul(distance_bar, e.unit[1]),
+        jet.mul(distance_bar, e.unit[2]),
+    )
+    return jet.mul(w.alpha, e.functions[0]), difference

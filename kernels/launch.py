@@ -59,14 +59,30 @@ def forward(
     return out, lse
 
 
+def _is_whole(spec: Spec, parts: Sequence[Part]) -> bool:
+    """Whether a single part writes all results. Others add to what parts before them wrote, and
+    what no part writes is zero.
+    """
+    return len(parts) == 1 and len(parts[0].pairs[0]) == spec.input_rows.value
+
+
 def _normaliser(
-    y: Tensor, lse: Tensor, grad: Tensor, sink: Tensor | None, spec: Spec, part: Part
+    y: Tensor | None,
+    lse: Tensor,
+    grad: Tensor,
+    sink: Tensor | None,
+    spec: Spec,
+    parts: Sequence[Part],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Cotangent of the normaliser of attention, and the gradient of the sink by node."""
+    """Cotangent of the normaliser of attention, and the gradient of the sink by node. Without path
+    rows the former is left to the pass over rows and the latter is :obj:`None`.
+    """
     if sink is None:
         return None, None
+    if y is None:
+        return (torch.empty_like if _is_whole(spec, parts) else torch.zeros_like)(lse), None
     z_bar, sink_bar = torch.empty_like(lse), torch.empty_like(lse)
-    _launch(normaliser_kernel, y.size(0), (y, grad, sink, lse, z_bar, sink_bar), spec, part)
+    _launch(normaliser_kernel, y.size(0), (y, grad, sink, lse, z_bar, sink_bar), spec, parts[0])
     return z_bar, sink_bar
 
 
@@ -75,17 +91,25 @@ def backward(
     graph: Graph,
     transposed: Graph,
     sink: Tensor | None,
-    y: Tensor,
+    y: Tensor | None,
     lse: Tensor,
     grad: Tensor,
     wanted: Sequence[bool],
     spec: Spec,
     parts: Sequence[Part],
 ) -> tuple[Operands, Tensor | None]:
-    """Gradients of all operands, and of the sink."""
-    z_bar, sink_bar = _normaliser(y, lse, grad, sink, spec, parts[0])
-    out = _passes(x, NONE, graph, transposed, lse, grad, z_bar, None, None, wanted, spec, parts)
-    return out, None if sink_bar is None else sink_bar.sum(0)
+    """Gradients of all operands, and of the sink.
+
+    Attention without its path rows ``y`` has those of queries, keys, values and positions alone,
+    and no directional term.
+    """
+    *wanted, of_sink = wanted
+    z_bar, sink_bar = _normaliser(y, lse, grad, sink, spec, parts)
+    args = x, NONE, graph, transposed, lse, grad, z_bar, None, None, wanted, spec, parts
+    out = _passes(*args, find=sink is not None and y is None)
+    if sink is None or z_bar is None or not of_sink:
+        return out, None
+    return out, ((sink - lse).exp() * z_bar if sink_bar is None else sink_bar).sum(0)
 
 
 def second(
@@ -95,7 +119,7 @@ def second(
     transposed: Graph,
     sink: Tensor | None,
     sink_dot: Tensor | None,
-    y: Tensor,
+    y: Tensor | None,
     lse: Tensor,
     grad: Tensor,
     wanted: Sequence[bool],
@@ -103,17 +127,19 @@ def second(
     parts: Sequence[Part],
 ) -> tuple[Tensor, Operands, Tensor | None]:
     """Derivative of the path rows along tangents, and of :func:`backward` along the same: the
-    gradients of ``<backward(...), tangents>`` by ``grad`` and by the operands and the sink.
+    gradients of ``<backward(...), tangents>`` by ``grad`` and by the operands and the sink. Only
+    the convolution can do without its path rows ``y``.
     """
-    z_bar, _ = _normaliser(y, lse, grad, sink, spec, parts[0])
-    y_dot, z_dot, z_bar_dot = (torch.empty_like(like) for like in (y, lse, lse))
+    *wanted, of_sink = wanted
+    z_bar, _ = _normaliser(y, lse, grad, sink, spec, parts)
+    y_dot, z_dot, z_bar_dot = (torch.empty_like(like) for like in (grad, lse, lse))
     for n, part in enumerate(parts):
         args = x, x_dot, graph, sink, sink_dot, lse, y, grad, z_bar, y_dot, z_dot, z_bar_dot
-        _launch(tangent_kernel, y.size(0), args, spec, part, n == 0)
+        _launch(tangent_kernel, grad.size(0), args, spec, part, n == 0)
     out = _passes(
         x, x_dot, graph, transposed, lse, grad, z_bar, z_bar_dot, z_dot, wanted, spec, parts
     )
-    if sink is None or z_bar is None:
+    if sink is None or z_bar is None or not of_sink:
         return y_dot, out, None
     slope = z_bar_dot if sink_dot is None else z_bar_dot + sink_dot * z_bar
     return y_dot, out, ((sink - lse).exp() * slope).sum(0)
@@ -132,16 +158,16 @@ def _passes(
     wanted: Sequence[bool],
     spec: Spec,
     parts: Sequence[Part],
+    find: bool = False,
 ) -> Operands:
     """Both passes over all parts; ``wanted`` says which gradients that cost extra are asked for,
-    by the position of the operand.
+    by the position of the operand, ``find`` that the pass over rows finds ``z_bar``.
     """
     dual = x_dot is not NONE
     want = Operands(*wanted)
     targets, sources, groups = x.pos_i.size(0), x.pos_j.size(0), _groups(spec, parts[0])
     dtype = x.polynomials.dtype
-    # Parts add to what parts before them wrote; what no part writes is zero.
-    whole = len(parts) == 1 and len(parts[0].pairs[0]) == spec.input_rows.value
+    whole = _is_whole(spec, parts)
 
     def result(like: Tensor | None, wanted: bool, *shape: int) -> Tensor | None:
         if like is None or not wanted:
@@ -169,12 +195,12 @@ def _passes(
     slab_size = 0 if shares is None else shares.slabs[0].numel()
     args = lse, grad, z_bar, z_bar_dot, z_dot, out
     for n, part in enumerate(parts):
-        options = dual, n == 0, not whole
         sizes = targets, span, x.polynomials.size(0), slab_size
         rows = x, x_dot, row_graph, *args, firsts, *sizes
-        _launch(backward_rows_kernel, programs, rows, spec, part, *options)
+        _launch(backward_rows_kernel, programs, rows, spec, part, dual, n == 0, not whole, find)
+    for n, part in enumerate(parts):
         columns = x, x_dot, transposed, *args
-        _launch(backward_columns_kernel, sources, columns, spec, part, *options)
+        _launch(backward_columns_kernel, sources, columns, spec, part, dual, n == 0, not whole)
 
     def total(tensor: Tensor | None, like: Tensor | None, axis: int) -> Tensor | None:
         if tensor is None or like is None:

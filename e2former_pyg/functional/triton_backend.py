@@ -34,11 +34,14 @@ _REST = (
     "Tensor type_i, Tensor type_j, Tensor? shift, Tensor? seed, int lmax_in, int lmax_out, "
     "int[] orders, str parity, float cutoff, float dropout"
 )
-_TANGENTS = ", ".join(f"Tensor? {name}_dot" for name in (*Operands._fields, "sink"))
-_NUM_OPERANDS = len(Operands._fields) + 1  # and the sink
+_NAMES = (*Operands._fields, "sink")
+_NUM_OPERANDS = len(_NAMES)
+_TANGENTS = ", ".join(f"Tensor? {name}_dot" for name in _NAMES)
 _NUM_SAVED = 12  # tensors of `_REST`
 # Operands whose gradients are left out where nobody reads them.
-_OPTIONAL = frozenset({"u", "bias", "strain", "polynomials"})
+_OPTIONAL = frozenset({"u", "bias", "strain", "polynomials", "sink"})
+# Those of them whose gradients need the path rows of attention.
+_OF_ROWS = tuple(map(_NAMES.index, ("bias", "strain", "polynomials")))
 
 # Nodes from which on the features no longer stay in the cache, so that the order of rows matters.
 _LARGE = 4096
@@ -117,7 +120,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     *inputs, y, lse, grad, wanted = arguments
     problem = _Problem(inputs)
-    with torch.cuda.device_of(y):
+    with torch.cuda.device_of(lse):
         grads, sink = launch.backward(
             problem.x,
             problem.graph,
@@ -139,7 +142,7 @@ def _second(*arguments: Any) -> tuple[Tensor, ...]:
     *inputs, y, lse, grad = inputs
     problem = _Problem(inputs)
     *dots, sink_dot = (None if dot is None else dot.contiguous() for dot in tangents)
-    with torch.cuda.device_of(y):
+    with torch.cuda.device_of(lse):
         y_dot, grads, sink = launch.second(
             problem.x,
             Operands(*dots),
@@ -167,12 +170,11 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_gradients(operands: Sequence[Any], lse: Tensor, wanted: Sequence[bool]) -> list[Tensor]:
-    names = (*Operands._fields, "sink")
     return [
         lse.new_empty(0)
         if tensor is None or (name in _OPTIONAL and not wanted[n])
         else torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        for n, (name, tensor) in enumerate(zip(names, operands, strict=True))
+        for n, (name, tensor) in enumerate(zip(_NAMES, operands, strict=True))
     ]
 
 
@@ -183,9 +185,9 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _fake_second(*arguments: Any) -> tuple[Tensor, ...]:
     *inputs, wanted = arguments
-    y, lse, _ = inputs[-_NUM_OPERANDS - 3 : -_NUM_OPERANDS]
+    _, lse, grad = inputs[-_NUM_OPERANDS - 3 : -_NUM_OPERANDS]
     return (
-        torch.empty_like(y, memory_format=torch.contiguous_format),
+        torch.empty_like(grad, memory_format=torch.contiguous_format),
         *_fake_gradients(arguments[:_NUM_OPERANDS], lse, wanted),
     )
 
@@ -194,8 +196,7 @@ def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     *ctx.settings, keep = inputs[_NUM_OPERANDS + _NUM_SAVED :]
     y, lse = output
     # Convolutions have no use for their rows.
-    attention = inputs[_NUM_OPERANDS - 1] is not None
-    saved = y if keep or not attention else None
+    saved = y if keep and _is_attention(inputs) else None
     ctx.save_for_backward(*inputs[: _NUM_OPERANDS + _NUM_SAVED], saved, lse)
     ctx.set_materialize_grads(False)
 
@@ -204,14 +205,30 @@ def _differentiate_forward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> t
     *inputs, y, lse = ctx.saved_tensors
     if grad is None:
         return (None,) * (len(inputs) + len(ctx.settings) + 1)
-    if y is None:
-        with torch.no_grad():
-            y, lse = torch.ops.e2former_pyg.path_rows(*inputs, *ctx.settings, True)
     wanted = _wanted(ctx, inputs)
+    if y is None and _is_attention(inputs) and _needs_rows(inputs, wanted):
+        y = _again(inputs, ctx.settings)
     grads = torch.ops.e2former_pyg.path_rows_backward(
-        *inputs, *ctx.settings, y.detach(), lse.detach(), grad, wanted
+        *inputs, *ctx.settings, None if y is None else y.detach(), lse.detach(), grad, wanted
     )
     return _gradients(grads, inputs) + (None,) * (_NUM_SAVED + len(ctx.settings) + 1)
+
+
+def _is_attention(operands: Sequence[Any]) -> bool:
+    return operands[_NAMES.index("sink")] is not None
+
+
+def _needs_rows(operands: Sequence[Tensor | None], wanted: Sequence[bool]) -> bool:
+    """Whether the backward of attention needs the path rows for the gradients that are wanted."""
+    directional = operands[_NAMES.index("u")] is not None
+    return directional or any(wanted[n] for n in _OF_ROWS)
+
+
+@torch.no_grad()
+def _again(inputs: Sequence[Any], settings: Sequence[Any]) -> Tensor:
+    """The path rows once more."""
+    y: Tensor = torch.ops.e2former_pyg.path_rows(*inputs, *settings, True)[0]
+    return y
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -223,6 +240,8 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 def _differentiate_backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
     *inputs, y, lse, grad = ctx.saved_tensors
+    if y is None and _is_attention(inputs):
+        y = _again(inputs, ctx.settings)
     wanted = _wanted(ctx, inputs)
     # What stands for no gradient is empty, and so is its cotangent.
     present = [
@@ -240,15 +259,12 @@ def _wanted(ctx: Any, inputs: Sequence[Tensor | None]) -> list[bool]:
     """For each operand whether its gradient is asked for, and of :data:`_OPTIONAL` ones whether
     somebody reads it: forces alone need none of weights.
     """
-    operands = inputs[: _NUM_OPERANDS - 1]
     tensors = itertools.accumulate((tensor is not None for tensor in inputs), initial=0)
     return [
         tensor is not None
         and bool(ctx.needs_input_grad[n + 1])
         and (name not in _OPTIONAL or is_read(ctx, position))
-        for n, (name, tensor, position) in enumerate(
-            zip(Operands._fields, operands, tensors, strict=False)
-        )
+        for n, (name, tensor, position) in enumerate(zip(_NAMES, inputs, tensors, strict=False))
     ]
 
 
@@ -269,7 +285,7 @@ register(
     _differentiate_forward,
 )
 register(
-    f"path_rows_backward({_OPERANDS}, {_REST}, Tensor y, Tensor lse, Tensor grad, bool[] wanted)"
+    f"path_rows_backward({_OPERANDS}, {_REST}, Tensor? y, Tensor lse, Tensor grad, bool[] wanted)"
     " -> (" + ", ".join(["Tensor"] * _NUM_OPERANDS) + ")",
     _backward,
     _fake_backward,
@@ -277,7 +293,7 @@ register(
     _differentiate_backward,
 )
 register(
-    f"path_rows_second({_OPERANDS}, {_REST}, Tensor y, Tensor lse, Tensor grad, {_TANGENTS}, "
+    f"path_rows_second({_OPERANDS}, {_REST}, Tensor? y, Tensor lse, Tensor grad, {_TANGENTS}, "
     "bool[] wanted) -> (" + ", ".join(["Tensor"] * (_NUM_OPERANDS + 1)) + ")",
     _second,
     _fake_second,
@@ -317,7 +333,8 @@ def path_rows(
     keep_rows: bool = True,
 ) -> Tensor:
     """Path rows of attention or, without queries, of convolution; ``strain`` is that of each
-    target. Attention of many nodes computes them again in backward unless it is to keep them.
+    target. Unless attention is to keep them, backward does without them where it can and computes
+    them again for many nodes.
     """
     dtype = torch.promote_types(v.dtype, torch.float32)
 
@@ -341,6 +358,10 @@ def path_rows(
         order_t = transposed.order(pos[0]) if large else None
         if by_edge:
             edge_t = transposed.perm if edge is None else edge[transposed.perm]
+    learned = [t is not None and t.requires_grad for t in operands]
+    keep = keep_rows or _is_exporting()
+    if _needs_rows(operands, learned):
+        keep = keep or not _is_large(neighborhood)
     rows, _ = torch.ops.e2former_pyg.path_rows(
         *operands,
         *(neighborhood.rowptr, neighborhood.col, edge, order),
@@ -349,6 +370,6 @@ def path_rows(
         prepared(edge_shift, pos[1].dtype),
         seed if dropout > 0 else None,
         *(paths.lmax_in, paths.lmax_out, paths.orders, parity, radial.cutoff, dropout),
-        keep_rows or _is_exporting() or not _is_large(neighborhood),
+        keep,
     )
     return rows

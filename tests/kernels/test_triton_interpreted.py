@@ -85,6 +85,63 @@ def test_rows_that_are_computed_again(reference, twin, monkeypatch):
     assert saved[1] == saved[0] - 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"orders": (0, 1), "edges": 14},
+        {"groups": 3, "channels": 6, "shift": True},
+        {"channels": 130, "lmax_in": 0, "lmax": 1, "orders": (1,)},
+        {"orders": (1,), "lmax": 0},
+    ],
+    ids=["plain", "three heads", "two parts", "an input row without a path"],
+)
+@pytest.mark.parametrize("dropout", [0.0, 0.4], ids=["", "dropout"])
+def test_forces_without_rows(reference, twin, monkeypatch, options, dropout):
+    """The pass over rows finds the cotangent of the normaliser by itself."""
+    from e2former_pyg.functional import triton_backend
+    from e2former_pyg.kernels import launch
+
+    def not_called(*args):
+        raise AssertionError
+
+    case = make_case(reference, **options)
+    by = ("q", "k", "v", "pos")
+    random = {"dropout": dropout, "seed": torch.tensor(7)} if dropout > 0 else {}
+    expected = twin.derivatives(case, "torch", by=by, **random)
+    monkeypatch.setattr(triton_backend, "_LARGE", 0)
+    found = twin.derivatives(case, "triton", by=by, keep_rows=False, **random)
+    assert not twin.differences(found, expected, EXACT)
+    # Nor are they computed again.
+    monkeypatch.setattr(launch, "normaliser_kernel", not_called)
+    monkeypatch.setattr(triton_backend, "_again", not_called)
+    found = twin.derivatives(case, "triton", by=by, order=1, keep_rows=False, **random)
+    expected = {name: value for name, value in expected.items() if not name.startswith("dd ")}
+    assert not twin.differences(found, expected, EXACT)
+
+
+def test_gradient_of_the_sink_without_rows(reference, twin, monkeypatch):
+    from e2former_pyg.functional import triton_backend
+
+    monkeypatch.setattr(triton_backend, "_LARGE", 0)
+    case = make_case(reference, groups=2, orders=(0,))
+    found = twin.derivatives(case, "triton", by=("sink", "pos"), order=1, keep_rows=False)
+    expected = twin.derivatives(case, "torch", by=("sink", "pos"), order=1)
+    assert not twin.differences(found, expected, EXACT)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+@pytest.mark.parametrize("strain", [False, True], ids=["", "strain"])
+def test_what_is_kept(reference, frozen, strain):
+    """Rows of few nodes are kept where backward would else compute them again."""
+    case, leaves = make_case(reference, orders=(0,), graphs=2 if strain else None).leaves()
+    if frozen:
+        case = case.replace(coefficients=case.coefficients.detach(), sink=case.sink.detach())
+    node = case.run(backend="triton", keep_rows=False).grad_fn
+    rows = [t for t in node.saved_tensors if t is not None and t.shape[1:] == (4, 2)]
+    count = sum(v is leaves["v"] for v in rows)
+    assert len(rows) - count == (0 if frozen and not strain else 1)
+
+
 @pytest.mark.parametrize("convolution", [False, True], ids=["attention", "convolution"])
 def test_edges_beyond_the_cutoff_change_nothing(reference, twin, convolution):
     """A list with a skin gives what a list without gives, to second derivatives."""
