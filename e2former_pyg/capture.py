@@ -16,6 +16,7 @@ from .graph.padded import PaddedNeighborhood
 from .models import E2FormerPotential, PotentialOutput
 from .models.graphs import GraphInput, from_data, sorted_edges
 from .models.inference import can_capture, radial_networks
+from .tracing import copied_like
 
 __all__ = ["CapturedGradients"]
 
@@ -199,7 +200,8 @@ class _Step:
             with torch.enable_grad():
                 value = loss(model._evaluate(own, differentiable=True), labels)
                 found = torch.autograd.grad(value, parameters, materialize_grads=True)
-            return value.detach(), dict(zip(parameters, found, strict=True))
+            gradients = map(copied_like, found, parameters)
+            return value.detach(), dict(zip(parameters, gradients, strict=True))
 
         self._run = Captured(run, device)
 

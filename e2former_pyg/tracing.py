@@ -98,7 +98,8 @@ def trace_gradients(
         weights = {name: p.detach() for name, p in parameters.items()}
         value, gradients = graph(weights, dict(inputs))
         # Gradients may share memory, and callers may change them in place.
-        return value, [gradient.clone() for gradient in gradients]
+        copies = map(copied_like, gradients, parameters.values())
+        return value, list(copies)
 
     gradients_of = _captured(evaluate, inputs) if cuda_graph else evaluate
 
@@ -109,6 +110,11 @@ def trace_gradients(
         return value
 
     return run
+
+
+def copied_like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """A copy that lies in memory as the parameter does, which fused optimizers rely on."""
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _captured(evaluate: Gradients, inputs: Mapping[str, Tensor]) -> Gradients:

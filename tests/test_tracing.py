@@ -92,6 +92,23 @@ def test_a_captured_step_refuses_other_shapes():
         run({**inputs, "energy": inputs["energy"][:1]})
 
 
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)], ids=["cpu", "cuda"]
+)
+def test_gradients_lie_in_memory_as_parameters_do(device):
+    """Fused optimizers refuse others."""
+    linear = torch.nn.Linear(3, 5).to(device)
+
+    def loss(linear, inputs):
+        joined = torch.cat((linear.weight.t(), linear.weight.t()))
+        return (inputs["x"] @ joined + linear.bias).square().sum()
+
+    step = trace_gradients(linear, loss, {"x": torch.ones(2, 6, device=device)})
+    step({"x": torch.randn(2, 6, device=device)})
+    assert linear.weight.grad.stride() == linear.weight.stride()
+    torch.optim.AdamW(linear.parameters(), fused=True).step()
+
+
 def test_the_model_is_left_alone():
     model, loss, inputs = make(torch.float32)
     eager(model, loss, inputs)
