@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .graph import VerletList
 from .models import E2FormerPotential, PotentialOutput
-from .running import LABELS, check_elements, check_label, prepare
+from .running import LABELS, check_elements, check_label, neighbor_list, prepare
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -69,7 +68,8 @@ class E2FormerCalculator(Calculator):
         dtype (torch.dtype, optional): :obj:`torch.float32` or :obj:`torch.float64`.
             (default: :obj:`None`, that of the potential)
         skin (float, optional): The skin of the neighbour list in Å; see
-            :class:`~e2former_pyg.graph.VerletList`. (default: :obj:`0.5`)
+            :class:`~e2former_pyg.graph.VerletList`. (default: :obj:`None`, which is :obj:`1.0` on
+            a GPU, where edges beyond the cutoff cost next to nothing, and :obj:`0.5` elsewhere)
 
     Attributes:
         potential (E2FormerPotential): What is run.
@@ -98,13 +98,13 @@ class E2FormerCalculator(Calculator):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        skin: float = 0.5,
+        skin: float | None = None,
     ) -> None:
         super().__init__()
         self._run = prepare(potential, device, dtype).compile_for_inference()
         self.potential = self._run.potential
         self.device = next(self.potential.parameters()).device
-        self.neighbors = VerletList(self.potential.cutoff, skin)
+        self.neighbors = neighbor_list(self.potential.cutoff, skin, self.device)
         if self.potential.forces is None:
             self.implemented_properties = [
                 name for name in type(self).implemented_properties if name != "forces"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .graph import VerletList
 from .models import E2FormerPotential
 from .models.embedding import MAX_CHARGE, MAX_SPIN
 
@@ -42,6 +43,15 @@ def prepare(
     if dtype is not None and dtype not in (torch.float32, torch.float64):
         raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got {dtype}")
     return potential.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def neighbor_list(cutoff: float, skin: float | None, device: torch.device) -> VerletList:
+    """The neighbour list of a simulation that runs an :class:`InferencePotential`, which on a GPU
+    leaves out edges beyond the cutoff: there a wide skin, whose list serves longer, costs little.
+    """
+    if skin is None:
+        skin = 1.0 if device.type == "cuda" else 0.5
+    return VerletList(cutoff, skin)
 
 
 def check_elements(potential: E2FormerPotential, numbers: Iterable[int]) -> None:

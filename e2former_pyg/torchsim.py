@@ -14,9 +14,8 @@ import torch_sim as ts
 from torch import Tensor
 from torch_sim.models.interface import ModelInterface
 
-from .graph import VerletList
 from .models import E2FormerPotential
-from .running import LABELS, check_elements, check_label, prepare
+from .running import LABELS, check_elements, check_label, neighbor_list, prepare
 
 try:
     import torch_sim as ts
@@ -51,7 +50,8 @@ class E2FormerModel(ModelInterface):
         compute_stress (bool, optional): If set to :obj:`False`, gives no stress.
             (default: :obj:`True`)
         skin (float, optional): The skin of the neighbour list in Å; see
-            :class:`~e2former_pyg.graph.VerletList`. (default: :obj:`0.5`)
+            :class:`~e2former_pyg.graph.VerletList`. (default: :obj:`None`, which is :obj:`1.0` on
+            a GPU, where edges beyond the cutoff cost next to nothing, and :obj:`0.5` elsewhere)
 
     Shapes:
         - **output:** a dictionary of :obj:`energy` :math:`(B)` in eV, :obj:`forces`
@@ -66,7 +66,7 @@ class E2FormerModel(ModelInterface):
         dtype: torch.dtype | None = None,
         compute_forces: bool = True,
         compute_stress: bool = True,
-        skin: float = 0.5,
+        skin: float | None = None,
     ) -> None:
         super().__init__()
         self._run = prepare(potential, device, dtype).compile_for_inference()
@@ -74,7 +74,7 @@ class E2FormerModel(ModelInterface):
         parameter = next(self.potential.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._forces = self.potential.forces
-        self.neighbors = VerletList(self.potential.cutoff, skin)
+        self.neighbors = neighbor_list(self.potential.cutoff, skin, self._device)
         self._checked: Tensor | None = None
         self.compute_forces = compute_forces
         self.compute_stress = compute_stress

@@ -16,6 +16,7 @@ from torch_geometric.data import Data
 
 from e2former_pyg import E2FormerPotential
 from e2former_pyg.ase import E2FormerCalculator
+from e2former_pyg.running import neighbor_list
 
 # Central differences over four points: an error of the fourth order in the step.
 POINTS = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
@@ -319,6 +320,8 @@ def test_bad_arguments(lab, tmp_path: Path) -> None:
         E2FormerCalculator(lab.make(), dtype=torch.float16)
     with pytest.raises(ValueError, match="`skin` must be finite"):
         E2FormerCalculator(lab.make(), skin=-1.0)
+    assert E2FormerCalculator(lab.make()).neighbors.skin == 0.5
+    assert neighbor_list(4.0, None, torch.device("cuda")).skin == 1.0
     with pytest.raises(TypeError, match="cutof"):  # ASE would take any name
         E2FormerCalculator(lab.make(), cutof=3.0)
     with pytest.raises(FileNotFoundError, match="`path` must be a checkpoint file"):
