@@ -1,4 +1,8 @@
-"""Gates of the rows of each degree, and their derivatives."""
+"""Gates of the rows of each degree, and their derivatives.
+
+A node's input has its scalars first, then the gates of each degree above 0, then the other rows, as
+one linear map writes them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,6 @@ def _entries(nodes, CHANNELS: tl.constexpr, NODES: tl.constexpr, BLOCK: tl.const
 @triton.jit(do_not_specialize=["nodes"])
 def gate_kernel(
     x,
-    gates,
     out,
     nodes,
     DEGREES: tl.constexpr,
@@ -39,57 +42,54 @@ def gate_kernel(
 ):
     """Writes ``x sigmoid(x)`` of scalars and ``x sigmoid(gate of the degree)`` of other rows."""
     node, channel, mask = _entries(nodes, CHANNELS, NODES, BLOCK)
-    place = node * (DEGREES * DEGREES * CHANNELS) + channel
+    GATES: tl.constexpr = DEGREES - 1
+    place = node * ((DEGREES * DEGREES + GATES) * CHANNELS) + channel
+    target = node * (DEGREES * DEGREES * CHANNELS) + channel
     value = load_wide(x, place, mask)
-    store_as(out, place, value * _sigmoid(value), mask)
+    store_as(out, target, value * _sigmoid(value), mask)
     for degree in tl.static_range(1, DEGREES):
-        where = (node * (DEGREES - 1) + degree - 1) * CHANNELS + channel
-        gate = _sigmoid(load_wide(gates, where, mask))
+        gate = _sigmoid(load_wide(x, place + degree * CHANNELS, mask))
         for row in range(degree * degree, (degree + 1) * (degree + 1)):
-            store_as(
-                out, place + row * CHANNELS, gate * load_wide(x, place + row * CHANNELS, mask), mask
-            )
+            value = load_wide(x, place + (GATES + row) * CHANNELS, mask)
+            store_as(out, target + row * CHANNELS, gate * value, mask)
 
 
 @triton.jit(do_not_specialize=["nodes"])
 def backward_kernel(
     x,
-    gates,
     grad,
-    out_x,
-    out_gates,
+    out,
     nodes,
     DEGREES: tl.constexpr,
     CHANNELS: tl.constexpr,
     NODES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Writes the derivatives by ``x`` and by the gates."""
+    """Writes the derivatives by the input."""
     node, channel, mask = _entries(nodes, CHANNELS, NODES, BLOCK)
-    place = node * (DEGREES * DEGREES * CHANNELS) + channel
+    GATES: tl.constexpr = DEGREES - 1
+    place = node * ((DEGREES * DEGREES + GATES) * CHANNELS) + channel
+    source = node * (DEGREES * DEGREES * CHANNELS) + channel
     value = load_wide(x, place, mask)
     gate = _sigmoid(value)
-    store_as(out_x, place, load_wide(grad, place, mask) * gate * (1 + value * (1 - gate)), mask)
+    store_as(out, place, load_wide(grad, source, mask) * gate * (1 + value * (1 - gate)), mask)
     for degree in tl.static_range(1, DEGREES):
-        where = (node * (DEGREES - 1) + degree - 1) * CHANNELS + channel
-        gate = _sigmoid(load_wide(gates, where, mask))
+        gate = _sigmoid(load_wide(x, place + degree * CHANNELS, mask))
         total = gate * 0
         for row in range(degree * degree, (degree + 1) * (degree + 1)):
-            g = load_wide(grad, place + row * CHANNELS, mask)
-            total += g * load_wide(x, place + row * CHANNELS, mask)
-            store_as(out_x, place + row * CHANNELS, gate * g, mask)
-        store_as(out_gates, where, total * gate * (1 - gate), mask)
+            g = load_wide(grad, source + row * CHANNELS, mask)
+            where = place + (GATES + row) * CHANNELS
+            total += g * load_wide(x, where, mask)
+            store_as(out, where, gate * g, mask)
+        store_as(out, place + degree * CHANNELS, total * gate * (1 - gate), mask)
 
 
 @triton.jit(do_not_specialize=["nodes"])
 def second_kernel(
     x,
-    gates,
     grad,
-    cotangent_x,
-    cotangent_gates,
+    cotangent,
     out_x,
-    out_gates,
     out_grad,
     nodes,
     DEGREES: tl.constexpr,
@@ -97,66 +97,65 @@ def second_kernel(
     NODES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Writes the derivatives of the sum of both results of :func:`backward_kernel` times their
-    cotangents.
-    """
+    """Writes the derivatives of the result of :func:`backward_kernel` times a cotangent."""
     node, channel, mask = _entries(nodes, CHANNELS, NODES, BLOCK)
-    place = node * (DEGREES * DEGREES * CHANNELS) + channel
+    GATES: tl.constexpr = DEGREES - 1
+    place = node * ((DEGREES * DEGREES + GATES) * CHANNELS) + channel
+    source = node * (DEGREES * DEGREES * CHANNELS) + channel
     value, g, h = (
         load_wide(x, place, mask),
-        load_wide(grad, place, mask),
-        load_wide(cotangent_x, place, mask),
+        load_wide(grad, source, mask),
+        load_wide(cotangent, place, mask),
     )
     gate = _sigmoid(value)
     slope = gate * (1 - gate)
-    store_as(out_grad, place, h * gate * (1 + value * (1 - gate)), mask)
+    store_as(out_grad, source, h * gate * (1 + value * (1 - gate)), mask)
     store_as(out_x, place, h * g * slope * (2 + value * (1 - 2 * gate)), mask)
     for degree in tl.static_range(1, DEGREES):
-        where = (node * (DEGREES - 1) + degree - 1) * CHANNELS + channel
-        gate = _sigmoid(load_wide(gates, where, mask))
+        at_gate = place + degree * CHANNELS
+        gate = _sigmoid(load_wide(x, at_gate, mask))
         slope = gate * (1 - gate)
-        turned = load_wide(cotangent_gates, where, mask) * slope
+        turned = load_wide(cotangent, at_gate, mask) * slope
         along = gate * 0
         across = gate * 0
         for row in range(degree * degree, (degree + 1) * (degree + 1)):
-            g = load_wide(grad, place + row * CHANNELS, mask)
-            h = load_wide(cotangent_x, place + row * CHANNELS, mask)
-            value = load_wide(x, place + row * CHANNELS, mask)
+            where = place + (GATES + row) * CHANNELS
+            g = load_wide(grad, source + row * CHANNELS, mask)
+            h = load_wide(cotangent, where, mask)
+            value = load_wide(x, where, mask)
             along += g * value
             across += g * h
-            store_as(out_grad, place + row * CHANNELS, gate * h + turned * value, mask)
-            store_as(out_x, place + row * CHANNELS, turned * g, mask)
-        store_as(out_gates, where, slope * across + turned * (1 - 2 * gate) * along, mask)
+            store_as(out_grad, source + row * CHANNELS, gate * h + turned * value, mask)
+            store_as(out_x, where, turned * g, mask)
+        store_as(out_x, at_gate, slope * across + turned * (1 - 2 * gate) * along, mask)
 
 
-def _launch(kernel: Any, *tensors: Tensor) -> None:
-    nodes, rows, channels = tensors[0].shape
+def _launch(kernel: Any, lmax: int, *tensors: Tensor) -> None:
+    nodes, _, channels = tensors[0].shape
     if tensors[0].numel() == 0:
         return
     block = min(next_power_of_2(channels), 128)
     count = _ENTRIES // block
     grid = ceil_div(nodes, count), ceil_div(channels, block)
-    kernel[grid](*tensors, nodes, round(rows**0.5), channels, count, block)
+    kernel[grid](*tensors, nodes, lmax + 1, channels, count, block)
 
 
-def gate(x: Tensor, gates: Tensor) -> Tensor:
-    """``[N, (L + 1)**2, C]`` and ``[N, L C]`` to the former; see :func:`gate_kernel`."""
-    out = x.new_empty(x.shape)
-    _launch(gate_kernel, x, gates, out)
+def gate(x: Tensor, lmax: int) -> Tensor:
+    """``[N, L + (L + 1)**2, C]`` to ``[N, (L + 1)**2, C]``; see :func:`gate_kernel`."""
+    out = x.new_empty(x.size(0), (lmax + 1) ** 2, x.size(2))
+    _launch(gate_kernel, lmax, x, out)
     return out
 
 
-def backward(x: Tensor, gates: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def backward(x: Tensor, grad: Tensor, lmax: int) -> Tensor:
     """See :func:`backward_kernel`."""
-    outs = x.new_empty(x.shape), gates.new_empty(gates.shape)
-    _launch(backward_kernel, x, gates, grad, *outs)
-    return outs
+    out = x.new_empty(x.shape)
+    _launch(backward_kernel, lmax, x, grad, out)
+    return out
 
 
-def second(
-    x: Tensor, gates: Tensor, grad: Tensor, cotangent_x: Tensor, cotangent_gates: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def second(x: Tensor, grad: Tensor, cotangent: Tensor, lmax: int) -> tuple[Tensor, Tensor]:
     """See :func:`second_kernel`."""
-    outs = x.new_empty(x.shape), gates.new_empty(gates.shape), grad.new_empty(grad.shape)
-    _launch(second_kernel, x, gates, grad, cotangent_x, cotangent_gates, *outs)
+    outs = x.new_empty(x.shape), grad.new_empty(grad.shape)
+    _launch(second_kernel, lmax, x, grad, cotangent, *outs)
     return outs

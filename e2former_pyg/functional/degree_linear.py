@@ -24,6 +24,7 @@ def degree_linear(
     paths: Sequence[int],
     bias: Tensor | None = None,
     addend: Tensor | None = None,
+    transposed: bool = False,
 ) -> Tensor:
     r"""Maps the channels of the rows of each degree by a matrix of its own,
 
@@ -31,7 +32,9 @@ def degree_linear(
         x'_{i, \ell m} = [x_{i, \ell m 1}, \ldots, x_{i, \ell m P_\ell}]\, W_\ell
         + \delta_{\ell 0}\, b + a_{i, \ell m},
 
-    where a row of degree :math:`\ell` has :math:`P_\ell` paths side by side.
+    where a row of degree :math:`\ell` has :math:`P_\ell` paths side by side. Transposed, it is the
+    output that has paths, :math:`[x'_{i, \ell m 1}, \ldots, x'_{i, \ell m P_\ell}] = x_{i, \ell m}
+    W_\ell^{\top} + \delta_{\ell 0}\, b`.
 
     CUDA tensors of type float32, bfloat16 and float16 take a Triton kernel, also in layers whose
     operation takes another backend. It is as exact as float32 allows, unless PyTorch was told to
@@ -43,12 +46,14 @@ def degree_linear(
         paths (sequence): The number :math:`P_\ell` of paths of each degree.
         bias (torch.Tensor, optional): Added to degree 0. (default: :obj:`None`)
         addend (torch.Tensor, optional): Added to all rows. (default: :obj:`None`)
+        transposed (bool, optional): The direction. (default: :obj:`False`)
 
     Shapes:
         - **x:** :math:`(N, \sum_\ell (2\ell+1) P_\ell, C_\mathrm{in})`
         - **weight:** :math:`(\sum_\ell P_\ell C_\mathrm{in}, C_\mathrm{out})`
-        - **bias:** :math:`(C_\mathrm{out})`
-        - **addend, output:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})`
+        - **bias:** :math:`(C_\mathrm{out})`; transposed :math:`(P_0 C_\mathrm{in})`
+        - **addend, output:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})`; transposed, the shape of
+          **x**, which has theirs
     """
     if x.is_cuda and has_triton() and _multiplies_tf32(x.device):
         # As autocast does with PyTorch's own products, which leaves float64 alone.
@@ -56,12 +61,14 @@ def degree_linear(
             dtype = torch.get_autocast_dtype("cuda")
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-            addend = None if addend is None else addend.to(dtype)
         if x.dtype in _DTYPES:
             from .triton_linear import degree_linear as fused
 
-            return fused(x, weight, paths, bias, addend)
-    return degree_linear_torch(x, weight, paths, bias, addend)
+            if addend is None or addend.dtype == x.dtype:
+                return fused(x, weight, paths, bias, addend, transposed)
+            # Such as a residual connection beside products in half precision.
+            return fused(x, weight, paths, bias, None, transposed) + addend
+    return degree_linear_torch(x, weight, paths, bias, addend, transposed)
 
 
 def degree_linear_torch(
@@ -70,19 +77,28 @@ def degree_linear_torch(
     paths: Sequence[int],
     bias: Tensor | None = None,
     addend: Tensor | None = None,
+    transposed: bool = False,
 ) -> Tensor:
     """The same in PyTorch. Rows come first in memory, so that no product needs a copy."""
     channels = x.size(2)
-    if all(count == 1 for count in paths):
+    if transposed:
+        out = _transposed(x, weight, paths)
+        if bias is not None:
+            bias = bias.view(paths[0], -1)
+            out = out + torch.nn.functional.pad(bias, (0, 0, 0, out.size(1) - paths[0]))
+    elif all(count == 1 for count in paths):
         # One product for all rows: repeating matrices costs less than a call for each degree.
         matrices = weight.view(len(paths), channels, -1)
         weight = torch.cat([w.expand(2 * n + 1, -1, -1) for n, w in enumerate(matrices)])
         x = x.transpose(0, 1)
-        if bias is None:
-            out = torch.bmm(x, weight)
-        else:
+        if bias is not None:
             bias = torch.nn.functional.pad(bias.view(1, 1, -1), (0, 0, 0, 0, 0, x.size(0) - 1))
             out = torch.baddbmm(bias, x, weight)
+        # Autocast would round what is added as well.
+        elif addend is not None and not torch.is_autocast_enabled(x.device.type):
+            return torch.baddbmm(addend.transpose(0, 1), x, weight).transpose(0, 1)
+        else:
+            out = torch.bmm(x, weight)
         out = out.transpose(0, 1)
     else:
         sizes = [(2 * degree + 1) * count for degree, count in enumerate(paths)]
@@ -96,6 +112,17 @@ def degree_linear_torch(
         if bias is not None:
             out = add_to_scalars(out, bias)
     return out if addend is None else out + addend
+
+
+def _transposed(x: Tensor, weight: Tensor, paths: Sequence[int]) -> Tensor:
+    channels = weight.size(0) // sum(paths)
+    matrices = weight.split([count * channels for count in paths])
+    rows = x.split([2 * degree + 1 for degree in range(len(paths))], dim=1)
+    parts = (
+        (row @ matrix.t()).unflatten(2, (count, channels)).flatten(1, 2)
+        for row, matrix, count in zip(rows, matrices, paths, strict=True)
+    )
+    return torch.cat(tuple(parts), dim=1)
 
 
 def add_to_scalars(x: Tensor, bias: Tensor) -> Tensor:

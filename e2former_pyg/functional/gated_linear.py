@@ -1,4 +1,4 @@
-"""Gates of the rows of each degree."""
+"""Linear maps of features with gates made from their scalars."""
 
 from __future__ import annotations
 
@@ -11,34 +11,72 @@ from torch.autograd.function import once_differentiable
 from ..precision import autograd_without_autocast
 from ..so3 import degree_index
 from .backends import has_triton
+from .degree_linear import degree_linear
 
 
-def gate(x: Tensor, gates: Tensor) -> Tensor:
-    r"""Gates scalars by themselves and other rows by a number for each degree and channel,
+def gated_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate_weight: Tensor | None,
+    gate_bias: Tensor | None,
+) -> Tensor:
+    r"""A linear map of each degree, whose scalars gate themselves and whose other rows are gated by
+    a number for each degree and channel,
 
     .. math::
-        x'_{i, \ell m c} = \begin{cases} \mathrm{SiLU}(x_{i, 0 c}) & \ell = 0 \\
-        \sigma(g_{i, \ell c})\, x_{i, \ell m c} & \ell > 0. \end{cases}
+        h_{i, \ell m} = x_{i, \ell m} W_\ell + \delta_{\ell 0}\, b, \qquad
+        g_{i, \ell} = W^g_\ell\, x_{i, 0} + b^g_\ell, \qquad
+        x'_{i, \ell m c} = \begin{cases} \mathrm{SiLU}(h_{i, 0 c}) & \ell = 0 \\
+        \sigma(g_{i, \ell c})\, h_{i, \ell m c} & \ell > 0. \end{cases}
 
-    CUDA tensors take a Triton kernel. Differentiable twice.
+    On CUDA tensors one map gives rows and gates, and a Triton kernel joins them. Differentiable
+    twice.
 
     Args:
         x (torch.Tensor): The features.
-        gates (torch.Tensor): The gates, channels fastest.
+        weight (torch.Tensor): The matrix of each degree.
+        bias (torch.Tensor): Added to degree 0.
+        gate_weight (torch.Tensor, optional): The matrices of the gates below one another;
+            :obj:`None` with :math:`l_{\max} = 0`.
+        gate_bias (torch.Tensor, optional): Added to the gates.
 
     Shapes:
-        - **x, output:** :math:`(N, (l_{\max}+1)^2, C)`
-        - **gates:** :math:`(N, l_{\max} C)`
+        - **x:** :math:`(N, (l_{\max}+1)^2, C)`
+        - **weight:** :math:`(l_{\max}+1, C, H)`
+        - **bias:** :math:`(H)`
+        - **gate_weight:** :math:`(l_{\max} H, C)`
+        - **gate_bias:** :math:`(l_{\max} H)`
+        - **output:** :math:`(N, (l_{\max}+1)^2, H)`
     """
     if x.is_cuda and has_triton():
-        from .triton_gate import gate as fused
+        from .triton_gate import gate
 
-        return fused(x, gates)
-    return gate_torch(x, gates)
+        return gate(scalars_gates_rows(x, weight, bias, gate_weight, gate_bias), len(weight) - 1)
+    hidden = degree_linear(x, weight.flatten(0, 1), (1,) * len(weight), bias)
+    if gate_weight is None:
+        return torch.nn.functional.silu(hidden)
+    return gate_torch(hidden, torch.nn.functional.linear(x[:, 0], gate_weight, gate_bias))
+
+
+def scalars_gates_rows(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate_weight: Tensor | None,
+    gate_bias: Tensor | None,
+) -> Tensor:
+    """The scalars, the gates and the other rows, one below the other, by a single map."""
+    scalars, *others = weight.transpose(1, 2).unbind(0)
+    if gate_weight is not None and gate_bias is not None:
+        scalars = torch.cat((scalars, gate_weight))
+        bias = torch.cat((bias, gate_bias))
+    paths = (len(weight), *(1,) * len(others))
+    return degree_linear(x, torch.cat((scalars, *others)), paths, bias, transposed=True)
 
 
 def gate_torch(x: Tensor, gates: Tensor) -> Tensor:
-    """The same in PyTorch."""
+    """Gates features ``x`` by ``gates``, ``[N, L C]`` with channels fastest."""
     lmax = round(x.size(1) ** 0.5) - 1
     # SiLU(x) = sigmoid(x) x, so that scalars are gated by themselves.
     gates = torch.cat([x[:, :1], gates.view(len(x), lmax, x.size(2))], dim=1)

@@ -11,70 +11,59 @@ from ..kernels import gate as kernels
 from .registration import no_derivative, register, save_nothing
 
 
-def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.contiguous() for tensor in tensors)
-
-
-def _gate(x: Tensor, gates: Tensor) -> Tensor:
+def _gate(x: Tensor, lmax: int) -> Tensor:
     with torch.cuda.device_of(x):
-        return kernels.gate(*_contiguous(x, gates))
+        return kernels.gate(x.contiguous(), lmax)
 
 
-def _fake_gate(x: Tensor, gates: Tensor) -> Tensor:
+def _fake_gate(x: Tensor, lmax: int) -> Tensor:
+    return x.new_empty(x.size(0), (lmax + 1) ** 2, x.size(2))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.lmax = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_gate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (x,) = ctx.saved_tensors
+    return torch.ops.e2former_pyg.gate_backward(x, grad, ctx.lmax), None
+
+
+def _backward(x: Tensor, grad: Tensor, lmax: int) -> Tensor:
+    with torch.cuda.device_of(x):
+        return kernels.backward(x.contiguous(), grad.contiguous(), lmax)
+
+
+def _fake_backward(x: Tensor, grad: Tensor, lmax: int) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
+def _differentiate_backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor, None]:
+    x, grad = ctx.saved_tensors
+    second = torch.ops.e2former_pyg.gate_second
+    return (*second(x, grad, cotangent, ctx.lmax), None)
 
 
-def _differentiate_gate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    out: tuple[Tensor, Tensor] = torch.ops.e2former_pyg.gate_backward(*ctx.saved_tensors, grad)
-    return out
-
-
-def _backward(x: Tensor, gates: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _second(x: Tensor, grad: Tensor, cotangent: Tensor, lmax: int) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(x):
-        return kernels.backward(*_contiguous(x, gates, grad))
+        return kernels.second(x.contiguous(), grad.contiguous(), cotangent.contiguous(), lmax)
 
 
-def _fake_backward(x: Tensor, gates: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), gates.new_empty(gates.shape)
+def _fake_second(x: Tensor, grad: Tensor, cotangent: Tensor, lmax: int) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), grad.new_empty(grad.shape)
 
 
-def _differentiate_backward(
-    ctx: Any, cotangent_x: Tensor, cotangent_gates: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    out: tuple[Tensor, Tensor, Tensor] = torch.ops.e2former_pyg.gate_second(
-        *ctx.saved_tensors, cotangent_x, cotangent_gates
-    )
-    return out
-
-
-def _second(
-    x: Tensor, gates: Tensor, grad: Tensor, cotangent_x: Tensor, cotangent_gates: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.cuda.device_of(x):
-        return kernels.second(*_contiguous(x, gates, grad, cotangent_x, cotangent_gates))
-
-
-def _fake_second(
-    x: Tensor, gates: Tensor, grad: Tensor, cotangent_x: Tensor, cotangent_gates: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), gates.new_empty(gates.shape), grad.new_empty(grad.shape)
-
-
-register("gate(Tensor x, Tensor gates) -> Tensor", _gate, _fake_gate, _setup, _differentiate_gate)
+register("gate(Tensor x, int lmax) -> Tensor", _gate, _fake_gate, _setup, _differentiate_gate)
 register(
-    "gate_backward(Tensor x, Tensor gates, Tensor grad) -> (Tensor, Tensor)",
+    "gate_backward(Tensor x, Tensor grad, int lmax) -> Tensor",
     _backward,
     _fake_backward,
     _setup,
     _differentiate_backward,
 )
 register(
-    "gate_second(Tensor x, Tensor gates, Tensor grad, Tensor cotangent_x, Tensor cotangent_gates)"
-    " -> (Tensor, Tensor, Tensor)",
+    "gate_second(Tensor x, Tensor grad, Tensor cotangent, int lmax) -> (Tensor, Tensor)",
     _second,
     _fake_second,
     save_nothing,
@@ -82,7 +71,7 @@ register(
 )
 
 
-def gate(x: Tensor, gates: Tensor) -> Tensor:
-    """As :func:`~e2former_pyg.functional.gate.gate`."""
-    out: Tensor = torch.ops.e2former_pyg.gate(x, gates)
+def gate(x: Tensor, lmax: int) -> Tensor:
+    """Gated features of what a linear map wrote: scalars, gates of each degree, other rows."""
+    out: Tensor = torch.ops.e2former_pyg.gate(x, lmax)
     return out

@@ -1,5 +1,5 @@
-"""Linear maps of each degree as Triton kernels. The map, its transpose and the gradient by the
-matrices are operators, whose derivatives are these three again.
+"""Linear maps of each degree as Triton kernels. The map in both directions and the gradient by the
+matrices are operators, whose derivatives are these two again.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ def _map(
     addend: Tensor | None,
     paths: Sequence[int],
     channels: int,
+    transposed: bool,
 ) -> Tensor:
     # TF32 products want the summands of both factors side by side, those of bfloat16 do not.
-    precision = _precision(x, "bf16x6")
+    precision = _precision(x, "tf32x3" if transposed else "bf16x6")
     addend = None if addend is None else addend.contiguous()
     with torch.cuda.device_of(x):
-        return kernels.rows(x.contiguous(), weight, bias, addend, paths, channels, False, precision)
+        return kernels.rows(
+            x.contiguous(), weight, bias, addend, paths, channels, transposed, precision
+        )
 
 
 def _fake_map(
@@ -42,8 +45,12 @@ def _fake_map(
     addend: Tensor | None,
     paths: Sequence[int],
     channels: int,
+    transposed: bool,
 ) -> Tensor:
-    return x.new_empty(x.size(0), len(paths) ** 2, weight.size(1))
+    if not transposed:
+        return x.new_empty(x.size(0), len(paths) ** 2, weight.size(1))
+    num_rows = sum((2 * degree + 1) * count for degree, count in enumerate(paths))
+    return x.new_empty(x.size(0), num_rows, channels)
 
 
 def _setup_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -54,45 +61,19 @@ def _setup_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_map(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
+    paths, channels, transposed = ctx.settings
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[1]:
-        grad_x = torch.ops.e2former_pyg.degree_linear_transposed(grad, weight, *ctx.settings)
+        grad_x = torch.ops.e2former_pyg.degree_linear(
+            grad, weight, None, None, paths, channels, not transposed
+        )
     if ctx.needs_input_grad[2] and is_read(ctx, 1):
-        grad_weight = torch.ops.e2former_pyg.degree_linear_weight(x, grad, *ctx.settings)
+        pair = (grad, x) if transposed else (x, grad)
+        grad_weight = torch.ops.e2former_pyg.degree_linear_weight(*pair, paths, channels)
     if ctx.needs_input_grad[3]:
-        grad_bias = grad[:, 0].sum(0)
-    return grad_x, grad_weight, grad_bias, grad if ctx.needs_input_grad[4] else None, None, None
-
-
-def _transposed(grad: Tensor, weight: Tensor, paths: Sequence[int], channels: int) -> Tensor:
-    with torch.cuda.device_of(grad):
-        return kernels.rows(
-            *(grad.contiguous(), weight, None, None),
-            *(paths, channels, True, _precision(grad)),
-        )
-
-
-def _fake_transposed(grad: Tensor, weight: Tensor, paths: Sequence[int], channels: int) -> Tensor:
-    num_rows = sum((2 * degree + 1) * count for degree, count in enumerate(paths))
-    return grad.new_empty(grad.size(0), num_rows, channels)
-
-
-def _setup_pair(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    first, second, *ctx.settings = inputs
-    # Each is needed for the derivative by the other only.
-    ctx.save_for_backward(first if ctx.needs_input_grad[2] else None, second)
-
-
-def _differentiate_transposed(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
-    grad, weight = ctx.saved_tensors
-    grad_grad = grad_weight = None
-    if ctx.needs_input_grad[1]:
-        grad_grad = torch.ops.e2former_pyg.degree_linear(
-            cotangent, weight, None, None, *ctx.settings
-        )
-    if ctx.needs_input_grad[2] and is_read(ctx, 1):
-        grad_weight = torch.ops.e2former_pyg.degree_linear_weight(cotangent, grad, *ctx.settings)
-    return grad_grad, grad_weight, None, None
+        grad_bias = grad[:, : paths[0] if transposed else 1].sum(0).flatten()
+    addend = grad if ctx.needs_input_grad[4] else None
+    return grad_x, grad_weight, grad_bias, addend, None, None, None
 
 
 def _weight(x: Tensor, grad: Tensor, paths: Sequence[int], channels: int) -> Tensor:
@@ -104,36 +85,36 @@ def _fake_weight(x: Tensor, grad: Tensor, paths: Sequence[int], channels: int) -
     return x.new_empty(sum(paths) * channels, grad.size(2))
 
 
+def _setup_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, grad, *ctx.settings = inputs
+    # Each is needed for the derivative by the other only.
+    ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, grad)
+
+
 def _differentiate_weight(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
     x, grad = ctx.saved_tensors
+    linear = torch.ops.e2former_pyg.degree_linear
     grad_x = grad_grad = None
     if ctx.needs_input_grad[1]:
-        grad_x = torch.ops.e2former_pyg.degree_linear_transposed(grad, cotangent, *ctx.settings)
+        grad_x = linear(grad, cotangent, None, None, *ctx.settings, True)
     if ctx.needs_input_grad[2]:
-        grad_grad = torch.ops.e2former_pyg.degree_linear(x, cotangent, None, None, *ctx.settings)
+        grad_grad = linear(x, cotangent, None, None, *ctx.settings, False)
     return grad_x, grad_grad, None, None
 
 
 register(
     "degree_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? addend, int[] paths, "
-    "int channels) -> Tensor",
+    "int channels, bool transposed) -> Tensor",
     _map,
     _fake_map,
     _setup_map,
     _differentiate_map,
 )
 register(
-    "degree_linear_transposed(Tensor grad, Tensor weight, int[] paths, int channels) -> Tensor",
-    _transposed,
-    _fake_transposed,
-    _setup_pair,
-    _differentiate_transposed,
-)
-register(
     "degree_linear_weight(Tensor x, Tensor grad, int[] paths, int channels) -> Tensor",
     _weight,
     _fake_weight,
-    _setup_pair,
+    _setup_weight,
     _differentiate_weight,
 )
 
@@ -144,9 +125,11 @@ def degree_linear(
     paths: Sequence[int],
     bias: Tensor | None = None,
     addend: Tensor | None = None,
+    transposed: bool = False,
 ) -> Tensor:
     """As :func:`~e2former_pyg.functional.degree_linear.degree_linear`."""
+    channels = weight.size(0) // sum(paths) if transposed else x.size(2)
     out: Tensor = torch.ops.e2former_pyg.degree_linear(
-        x, weight, bias, addend, list(paths), x.size(2)
+        x, weight, bias, addend, list(paths), channels, transposed
     )
     return out

@@ -12,9 +12,7 @@ from .neighborhood import CSRNeighborhood
 _FAR = 1e6
 
 
-def is_within(
-    pos: Tensor, edge_index: Tensor, edge_shift: Tensor | None, cutoff: float
-) -> Tensor:
+def is_within(pos: Tensor, edge_index: Tensor, edge_shift: Tensor | None, cutoff: float) -> Tensor:
     """Which edges are shorter than a cutoff or, so that it shows, of no known length."""
     source, target = edge_index
     vectors = pos.index_select(0, target) - pos.index_select(0, source)

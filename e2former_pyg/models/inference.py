@@ -48,8 +48,8 @@ class InferencePotential:
 
     Neighbours are searched in each call without :obj:`edge_index`, which takes longer than the
     rest in small systems. Simulations should give edges that reach somewhat beyond the cutoff, and
-    the same tensors until an atom has moved too far: what is derived from them is kept as well. On a
-    GPU each call leaves out those that are too long at the time.
+    the same tensors until an atom has moved too far: what is derived from them is kept as well. On
+    a GPU each call leaves out those that are too long at the time.
 
     Args:
         potential (E2FormerPotential): The potential. It is copied.

@@ -21,7 +21,7 @@ from ..functional.torch_backend import Spec, attention_logits, directional_term
 from ..graph import CSRNeighborhood
 from ..radial import RadialSplines, evaluate_splines, spline_cells
 from .invariants import BilinearInvariants
-from .linear import DegreeLinear
+from .linear import DegreeLinear, check_addend
 from .message_passing import EquivariantMessagePassing, OptPairTensor
 
 _QK_NORM_EPS = 1e-5
@@ -208,6 +208,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         *,
         strain: Tensor | None = None,
         batch: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor: ...
 
     @overload
@@ -224,6 +225,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         return_attention_weights: Literal[True],
         strain: Tensor | None = None,
         batch: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Adj, Tensor]]: ...
 
     def forward(
@@ -239,6 +241,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         *,
         strain: Tensor | None = None,
         batch: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, tuple[Adj, Tensor]]:
         r"""Runs the forward pass of the module.
 
@@ -264,12 +267,16 @@ class E2FormerAttention(EquivariantMessagePassing):
                 (default: :obj:`None`)
             batch (torch.Tensor, optional): The graph of each target node, needed for the strains
                 of several graphs. (default: :obj:`None`)
+            residual (torch.Tensor, optional): Features of the output's shape that are added to it,
+                on a GPU in the same pass. (default: :obj:`None`)
         """
         graph = self._prepare(x, pos, edge_index, z, edge_shift, edge_attr, size)
         x_src, x_dst = graph.x
         if x_dst is None:
             raise ValueError("`x` must hold target features (x[1]), which make the queries")
         radial = self._splines(graph.z)
+        shape = x_dst.size(0), (self.lmax + 1) ** 2, self.out_channels
+        check_addend("residual", residual, shape, self.mix.weight[0])
         dropout = self.dropout if self.training else 0.0
         seed = None
         if dropout > 0:
@@ -296,7 +303,7 @@ class E2FormerAttention(EquivariantMessagePassing):
             seed=seed,
             **inputs,
         )
-        out = self._finish(rows, x_dst)
+        out = self._finish(rows, x_dst, residual)
         if not return_attention_weights:
             return out
         alpha = self.edge_updater(graph.given, **inputs)

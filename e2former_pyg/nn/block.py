@@ -141,9 +141,10 @@ class E2FormerBlock(nn.Module):
                 return_attention_weights,
                 strain=strain,
                 batch=batch,
+                residual=targets,
             )
-        out = targets + (result[0] if return_attention_weights else result)
-        out = out + self.feed_forward(self.norm_feed_forward(out))
+        out = result[0] if return_attention_weights else result
+        out = self.feed_forward(self.norm_feed_forward(out), out)
         return (out, result[1]) if return_attention_weights else out
 
     def _features(self, name: str, x: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..functional.gate import gate
-from .linear import DegreeLinear
+from ..checks import check_dtype
+from ..functional.gated_linear import gated_linear
+from .linear import DegreeLinear, check_features
 
 
 class GatedFeedForward(nn.Module):
@@ -23,7 +24,7 @@ class GatedFeedForward(nn.Module):
         hidden_channels (int, optional): Size of each hidden row. (default: :obj:`channels`)
 
     Shapes:
-        - **input:** :math:`(N, (l_{\max}+1)^2, C)`
+        - **input:** :math:`(N, (l_{\max}+1)^2, C)`; as many to be added to the output *(optional)*
         - **output:** :math:`(N, (l_{\max}+1)^2, C)`
     """
 
@@ -44,11 +45,13 @@ class GatedFeedForward(nn.Module):
             self.gate.reset_parameters()
         self.contract.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.expand(x)
-        if self.gate is None:
-            return self.contract(nn.functional.silu(hidden))
-        return self.contract(gate(hidden, self.gate(x[:, 0])))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        check_features(x, self.lmax, self.channels)
+        check_dtype("x", x, self.expand.weight.dtype)
+        assert self.expand.bias is not None
+        gates = (None, None) if self.gate is None else (self.gate.weight, self.gate.bias)
+        hidden = gated_linear(x, self.expand.weight, self.expand.bias, *gates)
+        return self.contract(hidden, residual)
 
     def __repr__(self) -> str:
         return (

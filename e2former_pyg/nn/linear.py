@@ -16,6 +16,13 @@ def check_features(x: Tensor, lmax: int, channels: int) -> None:
     check_floating("x", x)
 
 
+def check_addend(name: str, addend: Tensor | None, out: tuple[int, int, int], like: Tensor) -> None:
+    """Raises unless what is to be added has the shape and the dtype of the output."""
+    if addend is not None:
+        check_shape(name, addend, *out)
+        check_dtype(name, addend, like.dtype)
+
+
 class DegreeLinear(nn.Module):
     r"""A linear map of the channels of each degree,
 
@@ -32,7 +39,8 @@ class DegreeLinear(nn.Module):
             (default: :obj:`True`)
 
     Shapes:
-        - **input:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{in})`
+        - **input:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{in})`; features to be added to the output
+          :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})` *(optional)*
         - **output:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})`
     """
 
@@ -52,10 +60,11 @@ class DegreeLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         check_features(x, self.lmax, self.in_channels)
         check_dtype("x", x, self.weight.dtype)
-        return degree_linear(x, self.weight.flatten(0, 1), self._paths, self.bias)
+        check_addend("addend", addend, (x.size(0), x.size(1), self.out_channels), self.weight)
+        return degree_linear(x, self.weight.flatten(0, 1), self._paths, self.bias, addend)
 
     def __repr__(self) -> str:
         return (
@@ -98,6 +107,8 @@ class PathLinear(nn.Module):
         check_shape("rows", rows, "N", self.coupling.num_rows, self.in_channels)
         check_floating("rows", rows)
         check_dtype("rows", rows, self.weight[0].dtype)
+        out = rows.size(0), len(self.weight) ** 2, self.out_channels
+        check_addend("addend", addend, out, self.weight[0])
         weight = torch.cat(tuple(self.weight))
         return degree_linear(rows, weight, self.coupling.paths_per_degree, addend=addend)
 

@@ -29,18 +29,29 @@ SMALL = {
 LARGE = {**SMALL, "lmax 2": ((2, 4, 3), 128, 128), "lmax 6": ((1,) * 7, 32, 64)}
 
 
-def make_inputs(paths, in_channels, out_channels, nodes=9, device="cpu", dtype=torch.float32):
+directions = pytest.mark.parametrize("transposed", [False, True], ids=["map", "transposed"])
+
+
+def make_inputs(
+    paths,
+    in_channels,
+    out_channels,
+    nodes=9,
+    device="cpu",
+    dtype=torch.float32,
+    transposed=False,
+):
     generator = torch.Generator().manual_seed(0)
     rows = sum((2 * degree + 1) * count for degree, count in enumerate(paths))
-    shapes = (
-        *((nodes, rows, in_channels), (sum(paths) * in_channels, out_channels)),
-        *((out_channels,), (nodes, len(paths) ** 2, out_channels)),
-    )
+    sides = (nodes, rows, in_channels), (nodes, len(paths) ** 2, out_channels)
+    source, target = reversed(sides) if transposed else sides
+    bias = paths[0] * in_channels if transposed else out_channels
+    shapes = source, (sum(paths) * in_channels, out_channels), (bias,), target
     tensors = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
     return [tensor.requires_grad_() for tensor in tensors]
 
 
-def derivatives(function, inputs, paths):
+def derivatives(function, inputs, paths, transposed=False):
     """Value, first and second derivatives, and those of the second ones by the features."""
     generator = torch.Generator().manual_seed(1)
 
@@ -48,7 +59,7 @@ def derivatives(function, inputs, paths):
         return torch.randn(like.shape, generator=generator).bfloat16().to(like)
 
     x, weight, bias, addend = inputs
-    value = function(x, weight, paths, bias, addend)
+    value = function(x, weight, paths, bias, addend, transposed)
     cotangent = random(value).requires_grad_()
     first = torch.autograd.grad(value, inputs, cotangent, create_graph=True)
     results = [value, *first]
@@ -63,10 +74,10 @@ def derivatives(function, inputs, paths):
     return results
 
 
-def compare(function, inputs, paths, limit):
-    found = derivatives(function, inputs, paths)
+def compare(function, inputs, paths, limit, transposed=False):
+    found = derivatives(function, inputs, paths, transposed)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    expected = derivatives(degree_linear_torch, exact, paths)
+    expected = derivatives(degree_linear_torch, exact, paths, transposed)
     for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape and one.dtype == inputs[0].dtype
         assert (one.double() - other).norm() <= limit * other.norm()
@@ -79,9 +90,33 @@ def fused():
 
 
 @interpreted
+@directions
 @pytest.mark.parametrize("paths, in_channels, out_channels", SMALL.values(), ids=SMALL.keys())
-def test_derivatives(paths, in_channels, out_channels):
-    compare(fused(), make_inputs(paths, in_channels, out_channels), paths, 1e-6)
+def test_derivatives(paths, in_channels, out_channels, transposed):
+    inputs = make_inputs(paths, in_channels, out_channels, transposed=transposed)
+    compare(fused(), inputs, paths, 1e-6, transposed)
+
+
+@pytest.mark.parametrize("paths, in_channels, out_channels", SMALL.values(), ids=SMALL.keys())
+def test_transposed_is_the_adjoint(paths, in_channels, out_channels):
+    x, weight, *_ = make_inputs(paths, in_channels, out_channels, dtype=torch.float64)
+    y = make_inputs(paths, in_channels, out_channels, dtype=torch.float64, transposed=True)[0]
+    forth = (degree_linear_torch(x, weight, paths) * y).sum()
+    back = (degree_linear_torch(y, weight, paths, transposed=True) * x).sum()
+    torch.testing.assert_close(forth, back)
+
+
+def test_addend_and_bias():
+    x, weight, bias, addend = make_inputs((1, 1), 4, 3, dtype=torch.float64)
+    plain = degree_linear_torch(x, weight, (1, 1))
+    first = torch.zeros_like(plain)
+    first[:, 0] = bias.detach()
+    for given, expected in (
+        ((bias,), plain + first),
+        ((None, addend), plain + addend),
+        ((bias, addend), plain + first + addend),
+    ):
+        torch.testing.assert_close(degree_linear_torch(x, weight, (1, 1), *given), expected)
 
 
 @interpreted
@@ -104,25 +139,26 @@ def test_operators_are_registered_properly():
     import e2former_pyg.functional.triton_linear  # noqa: F401
 
     x, weight, bias, addend = make_inputs((1, 2), 4, 3)
-    grad = torch.randn(9, 4, 3, requires_grad=True)
+    back = make_inputs((1, 2), 4, 3, transposed=True)
     ops = torch.ops.e2former_pyg
     for operator, arguments in (
-        (ops.degree_linear, (x, weight, bias, addend)),
-        (ops.degree_linear, (x, weight, None, None)),
-        (ops.degree_linear_transposed, (grad, weight)),
-        (ops.degree_linear_weight, (x, grad)),
+        (ops.degree_linear, (x, weight, bias, addend, [1, 2], 4, False)),
+        (ops.degree_linear, (x, weight, None, None, [1, 2], 4, False)),
+        (ops.degree_linear, (*back, [1, 2], 4, True)),
+        (ops.degree_linear_weight, (x, back[0], [1, 2], 4)),
     ):
-        torch.library.opcheck(operator.default, (*arguments, [1, 2], 4))
+        torch.library.opcheck(operator.default, arguments)
 
 
 @pytest.mark.cuda
+@directions
 @pytest.mark.parametrize("paths, in_channels, out_channels", LARGE.values(), ids=LARGE.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_on_a_gpu(paths, in_channels, out_channels, dtype):
+def test_on_a_gpu(paths, in_channels, out_channels, dtype, transposed):
     """Float32 is as exact as it can be, although the kernels multiply TF32 numbers."""
-    inputs = make_inputs(paths, in_channels, out_channels, 1000, "cuda", dtype)
+    inputs = make_inputs(paths, in_channels, out_channels, 1000, "cuda", dtype, transposed)
     limit = 1e-6 if dtype == torch.float32 else 1e-2
-    compare(degree_linear, inputs, paths, limit)
+    compare(degree_linear, inputs, paths, limit, transposed)
 
 
 @pytest.mark.cuda
@@ -139,6 +175,18 @@ def test_tf32_on_request():
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert errors[0] < 1e-6 and 1e-5 < errors[1] < 1e-3
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
+def test_autocast_does_not_round_what_is_added(device, with_bias):
+    x, weight, bias, addend = make_inputs((1, 1), 16, 8, 50, device)
+    bias = bias if with_bias else None
+    with torch.autocast(device, torch.bfloat16):
+        value = degree_linear(x, weight, (1, 1), bias, addend)
+        without = degree_linear(x, weight, (1, 1), bias)
+    assert without.dtype == torch.bfloat16 and value.dtype == torch.float32
+    torch.testing.assert_close(value, without + addend, rtol=0, atol=0)
 
 
 @pytest.mark.cuda

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from e2former_pyg.functional.degree_products import degree_products, degree_products_torch
-from e2former_pyg.functional.gate import gate, gate_torch
+from e2former_pyg.functional.gated_linear import gate_torch, gated_linear, scalars_gates_rows
 from e2former_pyg.functional.node_norm import normalize, normalize_torch
 from e2former_pyg.radial import RadialSplines
 
@@ -135,6 +135,13 @@ def test_normalize(device, dtype, shape):
     compare(found, expected, LIMITS[dtype])
 
 
+def gate_joined(x):
+    """The PyTorch way, on scalars, gates and other rows one below the other."""
+    lmax = round((x.size(1) + 1.25) ** 0.5 - 1.5)
+    scalars, gates, rows = x.split([1, lmax, x.size(1) - 1 - lmax], dim=1)
+    return gate_torch(torch.cat([scalars, rows], dim=1), gates.flatten(1))
+
+
 @devices
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @shapes
@@ -142,15 +149,13 @@ def test_gate(device, dtype, shape):
     from e2former_pyg.functional.triton_gate import gate as fused
 
     nodes, rows, channels = shape
+    lmax = round(rows**0.5) - 1
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator).to(device, dtype)
-    gates = torch.randn(nodes, (round(rows**0.5) - 1) * channels, generator=generator)
-    gates = 3 * gates.to(device, dtype)
+    x = 2 * torch.randn(nodes, lmax + rows, channels, generator=generator).to(device, dtype)
     strided = x.transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
-    found = second_order(fused, strided, gates.requires_grad_())
-    exact = (tensor.detach().double().requires_grad_() for tensor in (x, gates))
-    expected = second_order(gate_torch, *exact)
-    assert {value.dtype for value in found} == {dtype}
+    found = second_order(lambda x: fused(x, lmax), strided)
+    expected = second_order(gate_joined, x.double().requires_grad_())
+    assert found[0].shape == shape and {value.dtype for value in found} == {dtype}
     compare(found, expected, LIMITS[dtype])
 
 
@@ -159,13 +164,50 @@ def test_gates_far_from_zero(device):
     """Neither overflow nor NaN where the sigmoid is 0 or 1."""
     from e2former_pyg.functional.triton_gate import gate as fused
 
-    x = torch.tensor([-1e4, -100.0, 100.0, 1e4], device=device).expand(1, 4, 4)
-    found = second_order(fused, x.clone().requires_grad_(), x[:, 1].clone().requires_grad_())
-    expected = second_order(
-        gate_torch, x.double().requires_grad_(), x[:, 1].double().requires_grad_()
-    )
+    x = torch.tensor([-1e4, -100.0, 100.0, 1e4], device=device).expand(1, 5, 4)
+    found = second_order(lambda x: fused(x, 1), x.clone().requires_grad_())
+    expected = second_order(gate_joined, x.double().requires_grad_())
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-30)
+
+
+def make_gated_linear(lmax, dtype, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(7, (lmax + 1) ** 2, 5), (lmax + 1, 5, 3), (3,)]
+    shapes += [(lmax * 3, 5), (lmax * 3,)] if lmax > 0 else []
+    tensors = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize("lmax", [0, 1, 2])
+def test_one_map_gives_rows_and_gates(lmax):
+    inputs = make_gated_linear(lmax, torch.float64)
+
+    def joined(x, weight, bias, *gates):
+        rows = scalars_gates_rows(x, weight, bias, *(gates or [None, None]))
+        assert rows.shape == (7, lmax + (lmax + 1) ** 2, 3)
+        return gate_joined(rows)
+
+    def apart(x, weight, bias, *gates):
+        return gated_linear(x, weight, bias, *(gates or [None, None]))
+
+    compare(second_order(joined, *inputs), second_order(apart, *inputs), 1e-12)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("lmax", [0, 2])
+def test_gated_linear_on_a_gpu(lmax, dtype):
+    inputs = make_gated_linear(lmax, dtype, "cuda")
+    exact = [tensor.detach().double().cpu().requires_grad_() for tensor in inputs]
+
+    def function(x, weight, bias, *gates):
+        return gated_linear(x, weight, bias, *(gates or [None, None]))
+
+    found, expected = second_order(function, *inputs), second_order(function, *exact)
+    assert {value.dtype for value in found} == {dtype}
+    limit = 10 * LIMITS[dtype]
+    compare([value.cpu() for value in found], expected, limit)
 
 
 @devices
@@ -174,12 +216,12 @@ def test_third_derivatives_are_refused(device):
     from e2former_pyg.functional.triton_norm import normalize as fused_normalize
 
     x = torch.randn(2, 4, 3, device=device, requires_grad=True)
-    gates = torch.randn(2, 3, device=device, requires_grad=True)
-    for out in (fused_normalize(x, 1e-5), fused_gate(x, gates)):
-        (first,) = torch.autograd.grad(out.pow(2).sum(), x, create_graph=True)
-        (second,) = torch.autograd.grad(first.pow(2).sum(), x, create_graph=True)
+    joined = torch.randn(2, 5, 3, device=device, requires_grad=True)
+    for leaf, out in ((x, fused_normalize(x, 1e-5)), (joined, fused_gate(joined, 1))):
+        (first,) = torch.autograd.grad(out.pow(2).sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.pow(2).sum(), leaf, create_graph=True)
         with pytest.raises(NotImplementedError, match="second order"):
-            torch.autograd.grad(second.sum(), x)
+            torch.autograd.grad(second.sum(), leaf)
 
 
 @interpreted
@@ -190,6 +232,7 @@ def test_operators_are_registered_properly():
     import e2former_pyg.functional.triton_products  # noqa: F401
 
     x, y = (torch.randn(5, 4, 6, requires_grad=True) for _ in range(2))
+    joined = torch.randn(5, 5, 6, requires_grad=True)
     sums = torch.randn(5, 6, requires_grad=True)
     coefficients = torch.randn(2, 1, 5, 6, requires_grad=True)
     polynomials = torch.randn(2, 1, 2, 2, 3, 4, requires_grad=True)
@@ -200,8 +243,8 @@ def test_operators_are_registered_properly():
         (ops.degree_products_spread, (sums, x)),
         (ops.normalize, (x, 1e-5)),
         (ops.normalize_backward, (x, y, 1e-5)),
-        (ops.gate, (x, sums[:, :6])),
-        (ops.gate_backward, (x, sums[:, :6], y)),
+        (ops.gate, (joined, 1)),
+        (ops.gate_backward, (joined, x, 1)),
         (ops.cell_polynomials, (coefficients, 2, torch.float64)),
         (ops.cell_polynomials_transposed, (polynomials, torch.float32)),
     ):
@@ -213,4 +256,6 @@ def test_cuda_tensors_take_the_kernel():
     x = torch.randn(5, 4, 6, device="cuda", requires_grad=True)
     assert "degree_products" in type(degree_products(x).grad_fn).__name__
     assert "normalize" in type(normalize(x, 1e-5).grad_fn).__name__
-    assert "gate" in type(gate(x, x[:, 0]).grad_fn).__name__
+    assert (
+        "gate" in type(gated_linear(*make_gated_linear(1, torch.float32, "cuda")).grad_fn).__name__
+    )

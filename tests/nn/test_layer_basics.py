@@ -41,6 +41,23 @@ def test_root_weight_is_a_linear_map_of_the_targets(kind, make_layer, make_graph
     torch.testing.assert_close(with_root, without + root(graph.x[:, :4]))
 
 
+@pytest.mark.parametrize("root_weight", [False, True])
+def test_residual_is_added_to_the_output(make_layer, make_graph, root_weight):
+    layer = make_layer("attention", lmax=1, lmax_in=2, root_weight=root_weight)
+    graph = make_graph()
+    out = layer(**graph.arguments())
+    residual = torch.randn_like(out)
+    found, (_, weights) = layer(
+        **graph.arguments(), residual=residual, return_attention_weights=True
+    )
+    torch.testing.assert_close(found, out + residual)
+    assert torch.equal(weights, layer(**graph.arguments(), return_attention_weights=True)[1][1])
+    with pytest.raises(ValueError, match=r"`residual`.*\[7, 4, 8\]"):
+        layer(**graph.arguments(), residual=residual[1:])
+    with pytest.raises(TypeError, match=r"`residual`.*float32"):
+        layer(**graph.arguments(), residual=residual.float())
+
+
 def test_scalars_need_no_row_dimension(kind, make_layer, make_graph):
     layer, graph = make_layer(kind, lmax=2, lmax_in=0), make_graph(lmax=0)
     flat = graph.replace(x=graph.x.squeeze(1))

@@ -246,7 +246,9 @@ def test_feed_forward():
         hidden[:, 1:4] * gates[:, :1],
         hidden[:, 4:] * gates[:, 1:],
     ]
-    torch.testing.assert_close(module(x), module.contract(torch.cat(parts, dim=1)))
+    expected = module.contract(torch.cat(parts, dim=1))
+    torch.testing.assert_close(module(x), expected)
+    torch.testing.assert_close(module(x, x), expected + x)
 
 
 def test_invariants():
