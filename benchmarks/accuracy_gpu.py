@@ -29,7 +29,13 @@ from e2former_pyg.transforms import RadiusGraph
 GPU_ROWS = (*MOLECULES, "organic")
 GPU_SETTINGS: dict[str, dict[str, Any]] = {
     **{
-        row: {"batch_size": 20, "lr": 3e-3, "energy_weight": 0.03, "ema": 0.999}
+        row: {
+            "batch_size": 20,
+            "optimizer": "muon",
+            "lr": 3e-3,
+            "energy_weight": 0.03,
+            "ema": 0.999,
+        }
         for row in MOLECULES
     },
     "organic": {

@@ -133,7 +133,7 @@ def test_speedups_in_the_changelog() -> None:
 def test_times_of_models_in_the_changelog() -> None:
     runs = {
         run["case"]: run
-        for run in json.loads((ROOT / "benchmarks/results/model_h100.json").read_text())
+        for run in json.loads((ROOT / "benchmarks/results/model_h200.json").read_text())
     }
     text = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
     sizes = (100, 1024, 10240, 102400)
@@ -145,4 +145,19 @@ def test_times_of_models_in_the_changelog() -> None:
     assert found in text
     step = runs["train/20 ethanol"]
     ours, eager = f"{step['ours_ms']:.1f}", f"{step['eager_ms']:.0f}"
-    assert f"20 ethanol molecules takes {ours} ms on an H100, with autograd {eager} ms" in text
+    assert f"20 ethanol molecules takes {ours} ms on an H200, with autograd {eager} ms" in text
+
+
+def test_dynamics_and_mace_in_the_readme() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    results = ROOT / "benchmarks/results"
+    steps = {run["case"]: run for run in json.loads((results / "md_speed_h200.json").read_text())}
+    ase, torchsim = steps["ase/10240"], steps["torchsim/10240"]
+    assert f"takes {ase['step_ms']:.0f} ms with ASE and {torchsim['step_ms']:.0f} ms" in text
+    assert f"{ase['ratio']:.1f} and {torchsim['ratio']:.1f} times less than MACE's" in text
+    ratios = {
+        run["atoms"]: run["peer_ms"] / run["ours_ms"]
+        for run in json.loads((results / "peers_h200.json").read_text())
+    }
+    assert f"later, {ratios[10240]:.1f} times as fast as MACE" in text
+    assert f"({ratios[1024]:.0f} times with 1,024 atoms)" in text

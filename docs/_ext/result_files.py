@@ -27,14 +27,17 @@ def record(name: str, case: str) -> dict[str, Any]:
 
 def number(text: str) -> str:
     """The value that ``file | case | key | format`` asks for; ``outer inner`` is a key within a
-    key, ``key / 1024`` divides.
+    key, ``key / 1024`` and ``key / other`` divide.
     """
     name, case, key, form = (part.strip() for part in text.split("|"))
-    path, _, divisor = key.partition("/")
-    value: Any = record(name, case)
+    path, _, divisor = (part.strip() for part in key.partition("/"))
+    row = record(name, case)
+    value: Any = row
     for part in path.split():
         value = value[part]
-    return format(value / float(divisor) if divisor else value, form)
+    if divisor:
+        value /= row[divisor] if divisor in row else float(divisor)
+    return format(value, form)
 
 
 def conditions(name: str) -> str:

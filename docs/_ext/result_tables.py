@@ -217,7 +217,7 @@ def convolutions_gpu(load: Load) -> Content:
 def potentials(load: Load) -> Content:
     header = ["atoms", "energy and forces (ms)", "one by one", "PyTorch backend", "MiB"]
     rows = []
-    for row in load("model_h100"):
+    for row in load("model_h200"):
         if row["case"].startswith("evaluate/"):
             slow = f"{row['baseline_ms']:.0f}" if row.get("baseline_ms") else "–"
             times = f"{row['ours_ms']:.1f}", f"{row['eager_ms']:.0f}", slow

@@ -97,9 +97,11 @@ def equivariant_attention(
         dropout (float, optional): Probability with which :math:`\alpha_{ijh}` is set to zero;
             needs a :obj:`seed`. (default: :obj:`0.0`)
         seed (torch.Tensor, optional): Scalar int64 seed of the dropout mask.
-        keep_rows (bool, optional): If set to :obj:`False`, the kernels' backward pass computes the
-            path rows of many nodes again, which saves their memory where nothing else keeps them,
-            as in models with frozen weights. (default: :obj:`True`)
+        keep_rows (bool, optional): If set to :obj:`False`, the path rows are not kept for the
+            kernels' backward pass, which saves their memory where nothing else keeps them, as in
+            models with frozen weights. Derivatives by queries, keys, values and positions do
+            without them; those by strains, coefficients and biases, and with :obj:`u`, compute
+            the rows of many nodes again. (default: :obj:`True`)
         algorithm (str, optional): ``"direct"``, or ``"factorized"``, which expands the harmonics
             of edges in those of nodes (:mod:`e2former_pyg.functional.factorized`): the same
             function, always in PyTorch. It holds a row of products for each source and image, for

@@ -21,6 +21,8 @@ def test_number_is_that_of_the_file() -> None:
     assert text == f"{expected['ours_ms']:.3f}"
     text = number("attention_h100 | op/forward/float32 | baseline_peak_mib / 1024 | .2f")
     assert text == f"{expected['baseline_peak_mib'] / 1024:.2f}"
+    text = number("attention_h100 | op/forward/float32 | baseline_ms / ours_ms | .0f")
+    assert text == f"{expected['baseline_ms'] / expected['ours_ms']:.0f}"
     text = number("train_step_cpu | train-step/e2former/threads=1 | ratio_to schnet | .2f")
     ratio = record("train_step_cpu", "train-step/e2former/threads=1")["ratio_to"]["schnet"]
     assert text == f"{ratio:.2f}"
@@ -32,6 +34,7 @@ def test_number_is_that_of_the_file() -> None:
         ("no_such_file | a | b | .1f", FileNotFoundError),
         ("attention_h100 | no/such/case | ours_ms | .1f", LookupError),
         ("attention_h100 | op/forward/float32 | no_such_key | .1f", KeyError),
+        ("attention_h100 | op/forward/float32 | ours_ms / no_such_key | .1f", ValueError),
         ("attention_h100 | op/forward/float32", ValueError),
     ],
 )
