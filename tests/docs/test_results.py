@@ -101,6 +101,14 @@ def test_accuracy_takes_what_has_been_run() -> None:
     assert TABLES["accuracy-runs"](lambda _: runs)[1][0] == ["alloys", *counts]
 
 
+def test_swaps_have_three_seeds() -> None:
+    """As the guide says."""
+    seeds: dict[str, set[int]] = {}
+    for run in load("swap"):
+        seeds.setdefault(run["baseline"], set()).add(run["seed"])
+    assert len(seeds) == 4 and all(found == {0, 1, 2} for found in seeds.values())
+
+
 def test_wrong_results_are_not_shown() -> None:
     assert all(row["right"] for row in load("attention_h100"))
 
