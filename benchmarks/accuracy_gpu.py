@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_models import make_model
+from accuracy_models import SMOOTH, make_model
 from accuracy_rows import MOLECULES, Row
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
@@ -51,9 +51,7 @@ GPU_SETTINGS: dict[str, dict[str, Any]] = {
 def make_gpu_model(row: str, data: Row) -> nn.Module:
     """The model of the CPU's rows, larger."""
     size = {"hidden_channels": 64, "num_layers": 3, "heads": 8}
-    # Here data are few, not steps: directions of degree 2 and smoother radial functions tell more
-    # of other frames, if more slowly.
-    return make_model("e2former", row, data, order=(0, 1, 2), num_radial=8, **size).cuda()
+    return make_model("e2former", row, data, **SMOOTH, **size).cuda()
 
 
 class _Frames:

@@ -26,6 +26,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "visnet": {"optimizer": "muon", "lr": 3e-3},
 }
 """Training settings of all rows but those below, where the peers keep their learning rate."""
+SMOOTH: dict[str, Any] = {"order": (0, 1, 2), "num_radial": 8}
+"""Where data are few, not steps, directions of degree 2 and smoother radial functions tell more of
+other frames.
+"""
+SMALL = ("ethanol", "malonaldehyde")
+"""Rows where it is so within the time of a CPU, too."""
 PROPERTY_SETTINGS: dict[str, Any] = {"batch_size": 16, "optimizer": "muon", "lr": 2e-3}
 
 
@@ -164,6 +170,8 @@ def make_model(name: str, row: str, data: Row, **other: Any) -> nn.Module:
             "avg_num_neighbors": 12.0,
             "elements": data.elements(),
         }
+        if row in SMALL:
+            options |= SMOOTH
         model = E2FormerPotential(**options | other)
     fit_references(model, data.train)
     return model
