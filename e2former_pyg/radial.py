@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .bags import bag_sums
 from .checks import check_range, check_shape, values_known
+from .engine import is_read
 from .precision import autograd_without_autocast, without_autocast
 from .so3.degrees import build_constant
 
@@ -31,13 +32,24 @@ BASIS = (
 
 # The outer functions are for the compiler, which looks past a decorator through a cache.
 @torch.compiler.assume_constant_result
-def _basis(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _cached_basis(dtype, device)
+def _basis(num_cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _cached_basis(num_cells, dtype, device)
 
 
 @cache
-def _cached_basis(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return build_constant(lambda: torch.tensor(BASIS, dtype=dtype, device=device).t())
+def _cached_basis(num_cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """From the coefficients of B-splines to those of the polynomial of each cell,
+    ``[4 * num_cells, num_cells + 3]``.
+    """
+
+    def build() -> Tensor:
+        basis = torch.tensor(BASIS, dtype=dtype, device="cpu")
+        matrix = basis.new_zeros(num_cells, 4, num_cells + 3)
+        for cell in range(num_cells):
+            matrix[cell, :, cell : cell + 4] = basis
+        return matrix.flatten(0, 1).to(device)
+
+    return build_constant(build)
 
 
 @torch.compiler.assume_constant_result
@@ -100,8 +112,8 @@ class RadialSplines(NamedTuple):
         Coefficients are cast to ``dtype`` first: rounded polynomials would not meet at the knots.
         """
         coefficients = self.coefficients.to(dtype)
-        windows = coefficients.unfold(2, 4, 1)  # [T_t, T_s, K - 3, F, 4]
-        return (windows @ _basis(coefficients.dtype, coefficients.device)).transpose(-1, -2)
+        basis = _basis(self.num_cells, coefficients.dtype, coefficients.device)
+        return (basis @ coefficients).unflatten(2, (-1, 4))
 
 
 def spline_cells(length: Tensor, num_cells: int, cutoff: float) -> tuple[Tensor, Tensor]:
@@ -172,9 +184,9 @@ class _Evaluate(torch.autograd.Function):
         polynomials, t, index = ctx.saved_tensors
         n = ctx.derivative
         grad_polynomials = grad_t = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and is_read(ctx, 0):
             grad_polynomials = _Accumulate.apply(grad, t, index, n, polynomials.size(0))
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and is_read(ctx, 1):
             grad_t = (grad * _Evaluate.apply(polynomials, t, index, n + 1)).sum(-1)
         return grad_polynomials, grad_t, None, None
 
@@ -197,9 +209,9 @@ class _Accumulate(torch.autograd.Function):
         grad, t, index = ctx.saved_tensors
         n = ctx.derivative
         grad_grad = grad_t = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and is_read(ctx, 0):
             grad_grad = _Evaluate.apply(grad_out, t, index, n)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and is_read(ctx, 1):
             grad_t = (grad * _Evaluate.apply(grad_out, t, index, n + 1)).sum(-1)
         return grad_grad, grad_t, None, None, None
 

@@ -2,8 +2,9 @@
 
 An input row holds the channels of one or more paths side by side, as many in each row of a degree:
 ``out[n, (l, m)] = x[n, (l, m)] @ weight[l]``. Features are read and written node by node, as they
-lie. Unless TF32 was asked for, products of float32 numbers are sums of products of three TF32 or
-six bfloat16 numbers, whose errors are those of float32.
+lie. Unless TF32 was asked for, products of float32 numbers are sums of six products of bfloat16
+numbers or, for gradients of matrices, of three of TF32 numbers, whose errors are those of float32.
+Matrices, which all nodes read, are split into bfloat16 numbers once.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class Block(Hashed, _Block):
     """With a hash that is computed once."""
 
 
+# Products of float32 numbers as those of matrices split beforehand.
+SPLIT = tl.constexpr("bf16x6")
+
 # Programs that share the sum of a gradient: a few for each multiprocessor. More write more.
 _PROGRAMS = 528
 
@@ -77,7 +81,45 @@ def _load(pointer, inside, WHOLE: tl.constexpr):
         return tl.load(pointer, mask=inside, other=0.0)
 
 
+@triton.jit
+def _split(x):
+    """Three bfloat16 numbers whose sum is ``x`` to the precision of float32."""
+    high = x.to(tl.bfloat16)
+    rest = x - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+    return high, middle, low
+
+
 # Sizes are no constants: what is compiled serves all of them.
+@triton.jit(do_not_specialize=["size"])
+def split_kernel(matrix, parts, size, BLOCK: tl.constexpr):
+    """Writes the high, middle and low parts of a matrix one after the other."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    high, middle, low = _split(tl.load(matrix + place, mask=inside, other=0.0))
+    tl.store(parts + place, high, mask=inside)
+    tl.store(parts + size + place, middle, mask=inside)
+    tl.store(parts + 2 * size + place, low, mask=inside)
+
+
+@triton.jit
+def _add_product(total, a, parts, size, inside, WHOLE: tl.constexpr):
+    """Adds ``a @ matrix`` as six products of parts, the least first; the other three are below the
+    precision of float32.
+    """
+    b_high = _load(parts, inside, WHOLE)
+    b_middle = _load(parts + size, inside, WHOLE)
+    b_low = _load(parts + 2 * size, inside, WHOLE)
+    high, middle, low = _split(a)
+    small = tl.dot(low, b_high)
+    small = tl.dot(high, b_low, small)
+    small = tl.dot(middle, b_middle, small)
+    small = tl.dot(middle, b_high, small)
+    small = tl.dot(high, b_middle, small)
+    return total + tl.dot(high, b_high, small)
+
+
 @triton.jit(do_not_specialize=["nodes"])
 def rows_kernel(
     x,
@@ -91,7 +133,10 @@ def rows_kernel(
     BLOCKS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
 ):
-    """Writes ``x @ matrix`` or, transposed, ``x @ matrix^T``, which has the rows of the input."""
+    """Writes ``x @ matrix`` or, transposed, ``x @ matrix^T``, which has the rows of the input.
+
+    The matrix is in three parts if products are those of bfloat16 numbers.
+    """
     DEGREES: tl.constexpr = len(M.paths)
     IN: tl.constexpr = M.starts[DEGREES] * M.in_channels
     OUT: tl.constexpr = DEGREES * DEGREES * M.out_channels
@@ -127,8 +172,13 @@ def rows_kernel(
             place = k + channel
             a = _load(source + place[None, :], place[None, :] < summands, WHOLE)
             inside = (place[:, None] < summands) & (column < columns)
-            b = _load(factor + place[:, None] * STRIDE, inside, WHOLE and WIDE)
-            total = tl.dot(a, b, total, input_precision=M.precision)
+            where = factor + place[:, None] * STRIDE
+            if M.precision == SPLIT:
+                SIZE: tl.constexpr = M.firsts[DEGREES] * M.in_channels * M.out_channels
+                total = _add_product(total, a, where, SIZE, inside, WHOLE and WIDE)
+            else:
+                b = _load(where, inside, WHOLE and WIDE)
+                total = tl.dot(a, b, total, input_precision=M.precision)
         if bias is not None:
             if row == 0:
                 total += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
@@ -255,15 +305,29 @@ def rows(
         columns, summands = out_channels, in_channels
     out = x.new_empty(nodes, num_rows, width)
     # A column block lies in one degree, whose columns it may exceed.
-    block = _block(64, _size(width, 64), _size(summands, 32))
+    if precision == SPLIT.value:
+        block = _block(64, _size(width, 128), _size(summands, 64))
+        matrix = _parts(matrix.contiguous())
+    else:
+        block = _block(64, _size(width, 64), _size(summands, 32))
+        matrix = matrix.contiguous()
     blocks = ceil_div(columns, block.columns.value)
     programs = ceil_div(nodes, 64) * degrees * degrees * blocks
     if programs > 0:
         rows_kernel[(programs,)](
-            *(x, matrix.contiguous(), bias, addend, out, nodes, maps, block, blocks, transposed),
+            *(x, matrix, bias, addend, out, nodes, maps, block, blocks, transposed),
             num_warps=4,
+            num_stages=2 if precision == SPLIT.value else 3,
         )
     return out
+
+
+def _parts(matrix: Tensor) -> Tensor:
+    """The high, middle and low parts of a matrix."""
+    parts = matrix.new_empty(3, *matrix.shape, dtype=torch.bfloat16)
+    if matrix.numel() > 0:
+        split_kernel[ceil_div(matrix.numel(), 1024),](matrix, parts, matrix.numel(), 1024)
+    return parts
 
 
 def matrix(

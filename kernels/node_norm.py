@@ -60,6 +60,7 @@ def normalize_kernel(
 def backward_kernel(
     x,
     grad,
+    addend,
     out,
     EPS: tl.constexpr,
     DEGREES: tl.constexpr,
@@ -67,12 +68,15 @@ def backward_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Writes ``s g - s**3 <x, g> b x``."""
+    """Writes ``s g - s**3 <x, g> b x``, and ``addend`` on top."""
     place, mask, balance = _node(x, DEGREES, CHANNELS, ROWS, BLOCK)
     value, g = load_wide(x, place, mask), load_wide(grad, place, mask)
     scale = 1.0 / tl.sqrt(_sum(value * value * balance) + EPS)
     along = scale * scale * scale * _sum(value * g)
-    store_as(out, place, scale * g - along * balance * value, mask)
+    result = scale * g - along * balance * value
+    if addend is not None:
+        result += load_wide(addend, place, mask)
+    store_as(out, place, result, mask)
 
 
 @triton.jit
@@ -106,13 +110,13 @@ def second_kernel(
     store_as(out_grad, place, by_grad, mask)
 
 
-def _launch(kernel: Any, *tensors: Tensor, eps: float) -> None:
-    nodes, rows, channels = tensors[0].shape
-    if tensors[0].numel() == 0:
+def _launch(kernel: Any, x: Tensor, *tensors: Tensor | None, eps: float) -> None:
+    nodes, rows, channels = x.shape
+    if x.numel() == 0:
         return
     tile = next_power_of_2(rows), next_power_of_2(channels)
     warps = min(max(tile[0] * tile[1] // _ENTRIES, 1), 32)
-    kernel[nodes,](*tensors, eps, round(rows**0.5), channels, *tile, num_warps=warps)
+    kernel[nodes,](x, *tensors, eps, round(rows**0.5), channels, *tile, num_warps=warps)
 
 
 def normalize(x: Tensor, eps: float) -> Tensor:
@@ -122,10 +126,10 @@ def normalize(x: Tensor, eps: float) -> Tensor:
     return out
 
 
-def backward(x: Tensor, grad: Tensor, eps: float) -> Tensor:
+def backward(x: Tensor, grad: Tensor, addend: Tensor | None, eps: float) -> Tensor:
     """See :func:`backward_kernel`."""
     out = x.new_empty(x.shape)
-    _launch(backward_kernel, x, grad, out, eps=eps)
+    _launch(backward_kernel, x, grad, addend, out, eps=eps)
     return out
 
 

@@ -71,6 +71,15 @@ def degree_linear(
     return degree_linear_torch(x, weight, paths, bias, addend, transposed)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`torch.nn.functional.linear` of scalars, on a GPU by the kernel of the other maps: a
+    third of the time of a product in float32 that takes no tensor cores.
+    """
+    if x.is_cuda:
+        return degree_linear(x.unsqueeze(1), weight, (1,), bias, transposed=True).squeeze(1)
+    return torch.nn.functional.linear(x, weight, bias)
+
+
 def degree_linear_torch(
     x: Tensor,
     weight: Tensor,

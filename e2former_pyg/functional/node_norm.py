@@ -40,10 +40,28 @@ def normalize(x: Tensor, eps: float) -> Tensor:
     return normalize_torch(x, eps)
 
 
+def normalize_with_input(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """:func:`normalize` and its input, for a residual connection: the gradients of both are summed
+    in the pass over the features that the norm's takes anyway.
+    """
+    if x.is_cuda and has_triton():
+        from .triton_norm import normalize_with_input as fused
+
+        return fused(x, eps)
+    return _normalize(x, eps)
+
+
 def normalize_torch(x: Tensor, eps: float) -> Tensor:
-    """The same in PyTorch."""
+    """:func:`normalize` in PyTorch."""
+    return _normalize(x, eps)[0]
+
+
+def _normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     lmax = round(x.size(1) ** 0.5) - 1
-    return _Normalize.apply(x, _balance(lmax, x.size(2), x.dtype, x.device), eps)
+    both: tuple[Tensor, Tensor] = _Normalize.apply(
+        x, _balance(lmax, x.size(2), x.dtype, x.device), eps
+    )
+    return both
 
 
 @torch.compiler.assume_constant_result
@@ -65,34 +83,40 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
 
 @autograd_without_autocast
 class _Normalize(torch.autograd.Function):
-    """``y = s x`` with ``s = (<x, b x> + eps)**-0.5``, twice differentiable by hand.
+    """``y = s x`` with ``s = (<x, b x> + eps)**-0.5``, beside ``x``, twice differentiable by hand.
 
     Autograd's own second derivative takes several times as many operations.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, balance: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, balance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         # A norm takes one pass over the features and leaves nothing of their size.
         squares = torch.linalg.vector_norm(x, dim=2, keepdim=True).square()
         scale = ((squares * balance).sum(dim=1, keepdim=True) + eps).rsqrt()
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, balance, scale)
-        return x * scale
+        return x * scale, x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, addend: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return addend, None, None
         x, balance, scale = ctx.saved_tensors
-        return _NormalizeBackward.apply(x, grad, balance, scale), None, None
+        return _NormalizeBackward.apply(x, grad, addend, balance, scale), None, None
 
 
 @autograd_without_autocast
 class _NormalizeBackward(torch.autograd.Function):
-    """``s g - s**3 <x, g> b x``, where ``s`` is the function of ``x`` above."""
+    """``s g - s**3 <x, g> b x``, where ``s`` is the function of ``x`` above, and an addend."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grad: Tensor, balance: Tensor, scale: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, grad: Tensor, addend: Tensor | None, balance: Tensor, scale: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(x, grad, balance, scale)
         along = scale**3 * _dot(x, grad) * balance
-        return torch.addcmul(grad * scale, x, along, value=-1)
+        scaled = grad * scale if addend is None else torch.addcmul(addend, grad, scale)
+        return torch.addcmul(scaled, x, along, value=-1)
 
     @staticmethod
     @once_differentiable
@@ -105,4 +129,4 @@ class _NormalizeBackward(torch.autograd.Function):
         grad_x = bx * along
         grad_x.addcmul_(grad, cube * bxh, value=-1)
         grad_x.addcmul_(h * balance, cube * xg, value=-1)
-        return grad_x, grad_grad, None, None
+        return grad_x, grad_grad, h if ctx.needs_input_grad[2] else None, None, None

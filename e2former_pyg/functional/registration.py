@@ -67,13 +67,3 @@ def no_derivative(message: str) -> Callable[..., None]:
         raise NotImplementedError(message)
 
     return differentiate
-
-
-def is_read(ctx: Any, position: int) -> bool:
-    """Whether this run of the engine goes on to the node behind a tensor argument, counted among
-    the tensors: forces alone need no gradient of weights.
-    """
-    try:
-        return torch._C._will_engine_execute_node(ctx.next_functions[position][0])
-    except (AttributeError, IndexError, RuntimeError, TypeError):  # outside the engine: unknown
-        return True

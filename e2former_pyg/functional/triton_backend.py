@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine import is_read
 from ..graph import CSRNeighborhood
 from ..kernels import launch
 from ..kernels.operands import Graph, Operands, Part, Spec, constants
 from ..radial import RadialSplines
 from .paths import Coupling, coupling
-from .registration import is_read, no_derivative, register, save_nothing
+from .registration import no_derivative, register, save_nothing
 from .triton_polynomials import cell_polynomials
 from .triton_tables import DTYPES, harmonic_terms, parts
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine import is_read
 from ..kernels import degree_linear as kernels
-from .registration import is_read, register
+from .registration import register
 
 
-def _precision(x: Tensor, exact: str = "tf32x3") -> str:
+def _precision(x: Tensor, exact: str) -> str:
     if x.dtype != torch.float32 or not x.is_cuda:  # the interpreter knows only one
         return "ieee"
     return "tf32" if torch._C._get_cublas_allow_tf32() else exact
@@ -29,8 +30,7 @@ def _map(
     channels: int,
     transposed: bool,
 ) -> Tensor:
-    # TF32 products want the summands of both factors side by side, those of bfloat16 do not.
-    precision = _precision(x, "tf32x3" if transposed else "bf16x6")
+    precision = _precision(x, kernels.SPLIT.value)
     addend = None if addend is None else addend.contiguous()
     with torch.cuda.device_of(x):
         return kernels.rows(
@@ -78,7 +78,8 @@ def _differentiate_map(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def _weight(x: Tensor, grad: Tensor, paths: Sequence[int], channels: int) -> Tensor:
     with torch.cuda.device_of(x):
-        return kernels.matrix(x.contiguous(), grad.contiguous(), paths, channels, _precision(x))
+        precision = _precision(x, "tf32x3")
+        return kernels.matrix(x.contiguous(), grad.contiguous(), paths, channels, precision)
 
 
 def _fake_weight(x: Tensor, grad: Tensor, paths: Sequence[int], channels: int) -> Tensor:

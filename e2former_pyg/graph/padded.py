@@ -42,6 +42,7 @@ class PaddedNeighborhood:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.capacity = capacity
+        self._slots = torch.arange(capacity, dtype=torch.int32, device=device)
         self._rows, self._columns = (
             CSRNeighborhood(integers(num_nodes + 1), integers(capacity), perm, num_nodes)
             for perm in (None, integers(capacity, dtype=torch.int64))
@@ -78,7 +79,7 @@ class PaddedNeighborhood:
 
     def is_within(self, pos: Tensor, cutoff: float) -> Tensor:
         r"""Which slots hold an edge that is shorter than a cutoff."""
-        held = torch.arange(self.capacity, device=pos.device) < self._rows.rowptr[-1]
+        held = self._slots < self._rows.rowptr[-1]
         return held & is_within(pos, self._pairs, self.edge_shift, cutoff)
 
     def take_within(self, other: PaddedNeighborhood, pos: Tensor, cutoff: float) -> None:
@@ -91,18 +92,18 @@ class PaddedNeighborhood:
             cutoff (float): The cutoff in Å.
         """
         inside = other.is_within(pos, cutoff)
-        slot, before = _compacted(inside)
+        slot, before = self._compacted(inside)
         self._rows.rowptr.copy_(before.index_select(0, other._rows.rowptr))
         self._rows.col.copy_(other._rows.col.index_select(0, slot))
         self._pairs.copy_(other._pairs.index_select(1, slot))
-        is_free = torch.arange(self.capacity, device=pos.device) >= before[-1]
+        is_free = self._slots >= before[-1]
         self.edge_shift.copy_(other.edge_shift.index_select(0, slot))
         self.edge_shift.masked_fill_(is_free.unsqueeze(1), _FAR)
 
         theirs, mine = other._columns, self._columns
         assert theirs.perm is not None and mine.perm is not None
-        held = torch.arange(self.capacity, device=pos.device) < theirs.rowptr[-1]
-        slot, before_column = _compacted(held & inside.index_select(0, theirs.perm))
+        held = self._slots < theirs.rowptr[-1]
+        slot, before_column = self._compacted(held & inside.index_select(0, theirs.perm))
         mine.rowptr.copy_(before_column.index_select(0, theirs.rowptr))
         mine.col.copy_(theirs.col.index_select(0, slot))
         mine.perm.copy_(before.index_select(0, theirs.perm.index_select(0, slot)))
@@ -110,13 +111,11 @@ class PaddedNeighborhood:
             assert order is not None and given is not None
             order.copy_(given)
 
-
-def _compacted(kept: Tensor) -> tuple[Tensor, Tensor]:
-    """The slots that are kept, in order and then the last one over and over, and how many there are
-    before each slot and in all, int32.
-    """
-    before = torch.nn.functional.pad(kept.cumsum(0, dtype=torch.int32), (1, 0))
-    count = torch.arange(1, kept.size(0) + 1, dtype=torch.int32, device=kept.device)
-    # Searched for, not written to: writes of those left out would meet in one place.
-    slot = torch.searchsorted(before[1:], count, out_int32=True)
-    return slot.clamp_(max=kept.size(0) - 1), before
+    def _compacted(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """The slots that are kept, in order and then the last one over and over, and how many there
+        are before each slot and in all, int32.
+        """
+        before = torch.nn.functional.pad(kept.cumsum(0, dtype=torch.int32), (1, 0))
+        # Searched for, not written to: writes of those left out would meet in one place.
+        slot = torch.searchsorted(before[1:], self._slots, out_int32=True, right=True)
+        return slot.clamp_(max=self.capacity - 1), before

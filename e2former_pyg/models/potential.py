@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 
 from ..checks import values_known
 from ..graph import as_cell, volume
+from ..nn.linear import Linear
 from ..precision import without_autocast
 from .checkpoint import load_checkpoint, save_checkpoint
 from .e2former import E2Former
@@ -85,7 +86,7 @@ class E2FormerPotential(nn.Module):
         self.stress = stress
         channels = self.backbone.hidden_channels
         self.energy_head = nn.Sequential(
-            nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 1)
+            Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 1)
         )
         self.force_gate = self.force_head = None
         if forces == "direct":

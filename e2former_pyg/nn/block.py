@@ -128,10 +128,10 @@ class E2FormerBlock(nn.Module):
         one_kind = sources is targets
         sources = self._features("x", sources)
         targets = sources if one_kind else self._features("x[1]", targets)
-        normed = self.norm_attention(sources)
+        normed, residual = self.norm_attention(targets, with_input=True)
         with nullcontext() if geometry is None else geometry:
             result = self.attention(
-                normed if one_kind else (normed, self.norm_attention(targets)),
+                normed if one_kind else (self.norm_attention(sources), normed),
                 pos,
                 edge_index,
                 z,
@@ -141,10 +141,11 @@ class E2FormerBlock(nn.Module):
                 return_attention_weights,
                 strain=strain,
                 batch=batch,
-                residual=targets,
+                residual=residual,
             )
         out = result[0] if return_attention_weights else result
-        out = self.feed_forward(self.norm_feed_forward(out), out)
+        normed, residual = self.norm_feed_forward(out, with_input=True)
+        out = self.feed_forward(normed, residual)
         return (out, result[1]) if return_attention_weights else out
 
     def _features(self, name: str, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..functional.degree_products import degree_products
-from .linear import DegreeLinear
+from .linear import DegreeLinear, Linear
 
 
 class BilinearInvariants(nn.Module):
@@ -41,9 +41,9 @@ class BilinearInvariants(nn.Module):
         self.hidden_channels = hidden_channels or max(in_channels // 2, 1)
         self.lin = DegreeLinear(in_channels, 2 * self.hidden_channels, lmax)
         self.mlp = nn.Sequential(
-            nn.Linear((lmax + 1) * self.hidden_channels, in_channels),
+            Linear((lmax + 1) * self.hidden_channels, in_channels),
             nn.SiLU(),
-            nn.Linear(in_channels, out_channels),
+            Linear(in_channels, out_channels),
         )
         self.reset_parameters()
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..checks import check_dtype, check_floating, check_shape
 from ..functional import Coupling
-from ..functional.degree_linear import degree_linear
+from ..functional.degree_linear import degree_linear, linear
 
 
 def check_features(x: Tensor, lmax: int, channels: int) -> None:
@@ -21,6 +21,15 @@ def check_addend(name: str, addend: Tensor | None, out: tuple[int, int, int], li
     if addend is not None:
         check_shape(name, addend, *out)
         check_dtype(name, addend, like.dtype)
+
+
+class Linear(nn.Linear):
+    r"""A :class:`torch.nn.Linear` of scalars :math:`(N, C)` that on a GPU takes the kernel of
+    :class:`DegreeLinear`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class DegreeLinear(nn.Module):

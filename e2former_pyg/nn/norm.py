@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor, nn
 
-from ..functional.degree_linear import add_to_scalars
-from ..functional.node_norm import normalize
+from ..functional.node_norm import normalize, normalize_with_input
 from ..so3 import degree_index
 from .linear import check_features
 
@@ -49,14 +50,31 @@ class RMSNorm(nn.Module):
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @overload
+    def forward(self, x: Tensor, with_input: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, with_input: Literal[True]) -> tuple[Tensor, Tensor]: ...
+
+    def forward(self, x: Tensor, with_input: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        r"""Runs the forward pass of the module.
+
+        Args:
+            x (torch.Tensor): The features.
+            with_input (bool, optional): If set to :obj:`True`, will return the input beside the
+                output, for a residual connection: a backward pass then sums the gradients of both
+                without another pass over the features. (default: :obj:`False`)
+        """
         check_features(x, self.lmax, self.channels)
-        out = normalize(x, self.eps)
-        if self.weight is None or self.bias is None:
-            return out
-        return add_to_scalars(
-            out * self.weight.index_select(0, degree_index(self.lmax, x.device)), self.bias
-        )
+        if with_input:
+            out, x = normalize_with_input(x, self.eps)
+        else:
+            out = normalize(x, self.eps)
+        if self.weight is not None and self.bias is not None:
+            weight = self.weight.index_select(0, degree_index(self.lmax, x.device))
+            bias = nn.functional.pad(self.bias.unsqueeze(0), (0, 0, 0, out.size(1) - 1))
+            out = torch.addcmul(bias, out, weight)
+        return (out, x) if with_input else out
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}({self.channels}, lmax={self.lmax})"

@@ -8,8 +8,9 @@ import torch
 
 from e2former_pyg.functional.degree_products import degree_products, degree_products_torch
 from e2former_pyg.functional.gated_linear import gate_torch, gated_linear, scalars_gates_rows
-from e2former_pyg.functional.node_norm import normalize, normalize_torch
+from e2former_pyg.functional.node_norm import normalize, normalize_torch, normalize_with_input
 from e2former_pyg.radial import RadialSplines
+from e2former_pyg.so3 import degree_index
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
@@ -135,6 +136,56 @@ def test_normalize(device, dtype, shape):
     compare(found, expected, LIMITS[dtype])
 
 
+def beside_the_input(function):
+    """A function of what a residual connection reads."""
+
+    def joined(x):
+        out, same = function(x, 1e-5)
+        return torch.cat([out * same, same.square(), out], dim=1)
+
+    return joined
+
+
+@devices
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@shapes
+def test_normalize_with_input(device, dtype, shape):
+    from e2former_pyg.functional.triton_norm import normalize_with_input as fused
+
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    strided = x.transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
+    exact = x.double().requires_grad_()
+    found = second_order(beside_the_input(fused), strided)
+    expected = second_order(beside_the_input(lambda x, eps: (normalize_torch(x, eps), x)), exact)
+    assert {value.dtype for value in found} == {dtype}
+    compare(found, expected, 3 * LIMITS[dtype])
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 6), (1, 1, 1), (0, 4, 2)], ids=str)
+def test_normalize_with_input_in_pytorch(shape):
+    x = torch.randn(shape, dtype=torch.float64).requires_grad_()
+
+    def plain(x, eps):
+        lmax = round(x.size(1) ** 0.5) - 1
+        degree = degree_index(lmax, x.device).view(-1, 1)
+        squares = x.square() / ((2 * degree + 1) * (lmax + 1) * x.size(2))
+        return x / (squares.sum(dim=(1, 2), keepdim=True) + eps).sqrt(), x
+
+    found = second_order(beside_the_input(normalize_with_input), x)
+    compare(found, second_order(beside_the_input(plain), x), 1e-12)
+
+
+@devices
+@pytest.mark.parametrize("used", [0, 1])
+def test_normalize_with_input_of_which_one_is_used(device, used):
+    from e2former_pyg.functional.triton_norm import normalize_with_input as fused
+
+    x = torch.randn(5, 4, 6, device=device, requires_grad=True)
+    (found,) = torch.autograd.grad(fused(x, 1e-5)[used].pow(3).sum(), x)
+    (expected,) = torch.autograd.grad((normalize_torch(x, 1e-5), x)[used].pow(3).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
 def gate_joined(x):
     """The PyTorch way, on scalars, gates and other rows one below the other."""
     lmax = round((x.size(1) + 1.25) ** 0.5 - 1.5)
@@ -242,7 +293,8 @@ def test_operators_are_registered_properly():
         (ops.degree_products_sum, (x, y)),
         (ops.degree_products_spread, (sums, x)),
         (ops.normalize, (x, 1e-5)),
-        (ops.normalize_backward, (x, y, 1e-5)),
+        (ops.normalize_backward, (x, y, None, 1e-5)),
+        (ops.normalize_backward, (x, y, x.detach().requires_grad_(), 1e-5)),
         (ops.gate, (joined, 1)),
         (ops.gate_backward, (joined, x, 1)),
         (ops.cell_polynomials, (coefficients, 2, torch.float64)),
