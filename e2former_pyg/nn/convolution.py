@@ -184,7 +184,7 @@ class E2FormerConv(EquivariantMessagePassing):
             edge_shift=graph.edge_shift,
             edge_bias=graph.edge_bias,
         )
-        return self._finish(rows * self.avg_num_neighbors**-0.5, graph.x[1])
+        return self._finish(rows, graph.x[1], scale=self.avg_num_neighbors**-0.5)
 
     def message(
         self,

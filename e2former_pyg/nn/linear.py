@@ -85,7 +85,8 @@ class PathLinear(nn.Module):
     r"""Mixes path rows into features, :math:`o^{(l_3)} = \sum_\mathrm{paths} W_\mathrm{path}\,
     y[\mathrm{path}] / \sqrt{\#\,\mathrm{paths\ into\ } l_3}`.
 
-    Degrees without a path are zero. An :obj:`addend` of the output's shape is added to it.
+    Degrees without a path are zero. The output is multiplied by :obj:`scale`, and an :obj:`addend`
+    of its shape is added to it.
 
     Args:
         in_channels (int): Channels of the path rows.
@@ -112,13 +113,15 @@ class PathLinear(nn.Module):
         for weight in self.weight:
             nn.init.normal_(weight, std=max(weight.size(0), 1) ** -0.5)
 
-    def forward(self, rows: Tensor, addend: Tensor | None = None) -> Tensor:
+    def forward(self, rows: Tensor, addend: Tensor | None = None, scale: float = 1.0) -> Tensor:
         check_shape("rows", rows, "N", self.coupling.num_rows, self.in_channels)
         check_floating("rows", rows)
         check_dtype("rows", rows, self.weight[0].dtype)
         out = rows.size(0), len(self.weight) ** 2, self.out_channels
         check_addend("addend", addend, out, self.weight[0])
         weight = torch.cat(tuple(self.weight))
+        if scale != 1:  # there are fewer of them than of rows
+            weight = weight * scale
         return degree_linear(rows, weight, self.coupling.paths_per_degree, addend=addend)
 
     def __repr__(self) -> str:

@@ -228,10 +228,18 @@ class EquivariantMessagePassing(MessagePassing):
 
     # Output ##################################################################
 
-    def _finish(self, rows: Tensor, x_dst: Tensor | None, residual: Tensor | None = None) -> Tensor:
-        """Mixes path rows and adds the self-connection and the caller's residual connection."""
+    def _finish(
+        self,
+        rows: Tensor,
+        x_dst: Tensor | None,
+        residual: Tensor | None = None,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """Mixes scaled path rows and adds the self-connection and the caller's residual
+        connection.
+        """
         if self.lin_root is None:
-            return self.mix(rows, residual)
+            return self.mix(rows, residual, scale)
         if x_dst is None:
             raise ValueError("`x` must hold target features (x[1]) with root_weight=True")
         rows_in = (self.lin_root.lmax + 1) ** 2
@@ -240,7 +248,7 @@ class EquivariantMessagePassing(MessagePassing):
         missing = (self.lmax + 1) ** 2 - rows_in
         if missing > 0:
             root = nn.functional.pad(root, (0, 0, 0, missing))
-        return self.mix(rows, root if residual is None else root + residual)
+        return self.mix(rows, root if residual is None else root + residual, scale)
 
     def _spec(self, dtype: torch.dtype, lmax_harmonics: int = 0) -> Spec:
         """The specification of the edge-wise route."""

@@ -128,6 +128,24 @@ def test_derivatives_of_some_gradients(reference, twin, by):
     compare(twin, make_case(reference), EXACT, by=by)
 
 
+@pytest.mark.parametrize(
+    "precision", [EXACT, SINGLE, BRAIN], ids=["float64", "float32", "bfloat16"]
+)
+def test_forces_without_path_rows(reference, twin, monkeypatch, precision):
+    """The pass over rows finds the cotangents of normalisers by itself."""
+    from e2former_pyg.functional import triton_backend
+    from e2former_pyg.kernels import launch
+
+    def not_called(*args):
+        raise AssertionError
+
+    monkeypatch.setattr(triton_backend, "_LARGE", 0)
+    monkeypatch.setattr(triton_backend, "_again", not_called)
+    monkeypatch.setattr(launch, "normaliser_kernel", not_called)
+    settings = {"by": ("q", "k", "v", "pos"), "order": 1, "keep_rows": False}
+    compare(twin, make_case(reference), precision, **settings)
+
+
 @pytest.mark.parametrize("convolution", [False, True], ids=["attention", "convolution"])
 def test_no_edges(reference, twin, convolution):
     case = twin.on("cuda", twin.without_edges(make_case(reference, convolution=convolution)))
