@@ -224,7 +224,8 @@ class RadialNetwork(nn.Module):
         c(z_i, z_j) = W_3\, \sigma(W_2\, \sigma(t_{z_i} + s_{z_j}))
 
     with element tables :math:`t, s` and :math:`\sigma` = SiLU. Cost and memory depend on the
-    number of element pairs, not on the number of edges.
+    number of element pairs, not on the number of edges. Without :obj:`pairs`, the coefficients are
+    parameters that serve all elements.
 
     Args:
         num_functions (int): Number of radial functions :math:`F`.
@@ -235,6 +236,8 @@ class RadialNetwork(nn.Module):
         elements (list[int], optional): The atomic numbers that can occur. Fixes the shapes, for
             compilation and graph capture; other atomic numbers are then errors. By default the
             elements present are found at each call. (default: :obj:`None`)
+        pairs (bool, optional): If set to :obj:`False`, the functions are the same for all pairs of
+            elements. (default: :obj:`True`)
 
     Shapes:
         - **input:** atomic numbers of the targets :math:`(N_t)` and of the sources
@@ -249,6 +252,7 @@ class RadialNetwork(nn.Module):
         cutoff: float = 5.0,
         hidden_channels: int = 64,
         elements: Sequence[int] | None = None,
+        pairs: bool = True,
     ) -> None:
         super().__init__()
         if num_radial < 4:
@@ -264,14 +268,23 @@ class RadialNetwork(nn.Module):
             raise ValueError("`elements` must hold at least one atomic number, got none")
         if self.elements is not None:
             check_atomic_numbers(torch.tensor(self.elements, device="cpu"), "elements")
-        self.target_table = nn.Embedding(MAX_ATOMIC_NUMBER + 1, hidden_channels)
-        self.source_table = nn.Embedding(MAX_ATOMIC_NUMBER + 1, hidden_channels)
-        self.hidden = nn.Linear(hidden_channels, hidden_channels)
-        self.out = nn.Linear(hidden_channels, num_radial * num_functions)
+        self.pairs = pairs
+        self.coefficients = None
+        if pairs:
+            self.target_table = nn.Embedding(MAX_ATOMIC_NUMBER + 1, hidden_channels)
+            self.source_table = nn.Embedding(MAX_ATOMIC_NUMBER + 1, hidden_channels)
+            self.hidden = nn.Linear(hidden_channels, hidden_channels)
+            self.out = nn.Linear(hidden_channels, num_radial * num_functions)
+        else:
+            self.coefficients = nn.Parameter(torch.empty(num_radial * num_functions))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module."""
+        if self.coefficients is not None:
+            # Small: what is learned is smooth, what is drawn is not.
+            nn.init.normal_(self.coefficients, std=0.1)
+            return
         nn.init.normal_(self.target_table.weight)
         nn.init.normal_(self.source_table.weight)
         self.hidden.reset_parameters()
@@ -309,10 +322,19 @@ class RadialNetwork(nn.Module):
         check_atomic_numbers(z_target, "z")
         if z_source is not z_target:
             check_atomic_numbers(z_source, "z")
-        present, target_type, source_type = self._types(z_target, z_source)
-        pairs = self.target_table(present).unsqueeze(1) + self.source_table(present)
-        hidden = nn.functional.silu(self.hidden(nn.functional.silu(pairs)))
-        coefficients = self.out(hidden).unflatten(-1, (self.num_radial, self.num_functions))
+        if self.coefficients is None:
+            present, target_type, source_type = self._types(z_target, z_source)
+            pairs = self.target_table(present).unsqueeze(1) + self.source_table(present)
+            hidden = nn.functional.silu(self.hidden(nn.functional.silu(pairs)))
+            coefficients = self.out(hidden)
+        else:
+            if self.elements is not None:
+                self._types(z_target, z_source)  # refuses others
+            target_type = source_type = torch.zeros_like(z_target, dtype=torch.long)
+            if z_source is not z_target:
+                source_type = torch.zeros_like(z_source, dtype=torch.long)
+            coefficients = self.coefficients.view(1, 1, -1)
+        coefficients = coefficients.unflatten(-1, (self.num_radial, self.num_functions))
         return RadialSplines(coefficients, target_type, source_type, self.cutoff)
 
     def __repr__(self) -> str:

@@ -207,6 +207,25 @@ def test_fixed_elements(network):
             fixed(torch.tensor([1, z]), torch.tensor([1]))
 
 
+@pytest.mark.parametrize("elements", [None, [1, 6, 8]], ids=["any", "given"])
+def test_one_set_of_functions_for_all_elements(elements):
+    torch.manual_seed(0)
+    network = RadialNetwork(6, 8, CUTOFF, 16, elements=elements, pairs=False)
+    first, second = torch.tensor([1, 6, 8, 1]), torch.tensor([8, 8])
+    for z_target, z_source in ((first, first), (first, second), (second[:0], first)):
+        splines = network(z_target, z_source)
+        assert splines.coefficients.shape == (1, 1, 8, 6)
+        assert splines.target_type.tolist() == [0] * len(z_target)
+        assert splines.source_type.tolist() == [0] * len(z_source)
+    splines.coefficients.square().sum().backward()
+    (parameter,) = network.parameters()
+    assert torch.equal(splines.coefficients.flatten(), parameter)
+    assert torch.equal(parameter.grad, 2 * parameter) and parameter.all()
+    if elements is not None:
+        with pytest.raises(ValueError, match=r"`z`.*7.*`elements`"):
+            network(torch.tensor([1, 7]), first)
+
+
 def test_network_without_nodes(network):
     empty = torch.empty(0, dtype=torch.long)
     splines = network(empty, empty)

@@ -45,6 +45,9 @@ class E2Former(nn.Module):
         cutoff (float, optional): Cutoff in Å. (default: :obj:`5.0`)
         num_radial (int, optional): Number of B-splines of each radial function.
             (default: :obj:`32`)
+        pair_radial (bool, optional): If set to :obj:`False`, radial functions are the same for all
+            pairs of elements, which then differ by their features alone: fewer parameters, and
+            better ones where frames with some elements are few. (default: :obj:`True`)
         qk_channels (int, optional): Size of queries and keys of each head.
             (default: :obj:`16`)
         qk_norm (bool, optional): If set to :obj:`True`, queries and keys are normalised, which
@@ -90,6 +93,7 @@ class E2Former(nn.Module):
         order: int | Iterable[int] = (0, 1),
         cutoff: float = 5.0,
         num_radial: int = 32,
+        pair_radial: bool = True,
         qk_channels: int = 16,
         qk_norm: bool = False,
         ffn_channels: int | None = None,
@@ -130,6 +134,7 @@ class E2Former(nn.Module):
             "order": list(orders),
             "cutoff": cutoff,
             "num_radial": num_radial,
+            "pair_radial": pair_radial,
             "qk_channels": qk_channels,
             "qk_norm": qk_norm,
             "ffn_channels": ffn_channels,
@@ -153,6 +158,7 @@ class E2Former(nn.Module):
             "heads": heads,
             "cutoff": cutoff,
             "num_radial": num_radial,
+            "pair_radial": pair_radial,
             "parity": parity,
             "elements": elements,
             "algorithm": algorithm,

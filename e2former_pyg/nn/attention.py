@@ -73,6 +73,9 @@ class E2FormerAttention(EquivariantMessagePassing):
             (default: :obj:`5.0`)
         num_radial (int, optional): Number of B-splines of each radial function.
             (default: :obj:`16`)
+        pair_radial (bool, optional): If set to :obj:`False`, radial functions are the same for all
+            pairs of elements, which then differ by their features alone: fewer parameters, and
+            better ones where frames with some elements are few. (default: :obj:`True`)
         edge_dim (int, optional): Size of edge features, which bias the logits.
             (default: :obj:`None`)
         directional (bool, optional): If set to :obj:`True`, attention sees the direction of
@@ -128,6 +131,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         order: int | Iterable[int] = (0, 1),
         cutoff: float = 5.0,
         num_radial: int = 16,
+        pair_radial: bool = True,
         edge_dim: int | None = None,
         directional: bool = False,
         dropout: float = 0.0,
@@ -156,6 +160,7 @@ class E2FormerAttention(EquivariantMessagePassing):
             value_channels=out_channels,
             cutoff=cutoff,
             num_radial=num_radial,
+            pair_radial=pair_radial,
             edge_dim=edge_dim,
             edge_functions=heads,
             root_weight=root_weight,

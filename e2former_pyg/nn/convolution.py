@@ -53,6 +53,9 @@ class E2FormerConv(EquivariantMessagePassing):
             (default: :obj:`16`)
         avg_num_neighbors (float, optional): Typical number of neighbours :math:`\bar n`.
             (default: :obj:`1.0`)
+        pair_radial (bool, optional): If set to :obj:`False`, radial functions are the same for all
+            pairs of elements, which then differ by their features alone: fewer parameters, and
+            better ones where frames with some elements are few. (default: :obj:`True`)
         edge_dim (int, optional): Size of edge features, a linear map of which is added to the
             radial functions. (default: :obj:`None`)
         root_weight (bool, optional): If set to :obj:`False`, the layer does not add the
@@ -98,6 +101,7 @@ class E2FormerConv(EquivariantMessagePassing):
         order: int | Iterable[int] = (0, 1),
         cutoff: float = 5.0,
         num_radial: int = 16,
+        pair_radial: bool = True,
         avg_num_neighbors: float = 1.0,
         edge_dim: int | None = None,
         root_weight: bool = True,
@@ -125,6 +129,7 @@ class E2FormerConv(EquivariantMessagePassing):
             value_channels=source,
             cutoff=cutoff,
             num_radial=num_radial,
+            pair_radial=pair_radial,
             edge_dim=edge_dim,
             edge_functions=functions,
             root_weight=root_weight,

@@ -62,6 +62,7 @@ class EquivariantMessagePassing(MessagePassing):
         value_channels: int,
         cutoff: float,
         num_radial: int,
+        pair_radial: bool,
         edge_dim: int | None,
         edge_functions: int,
         root_weight: bool,
@@ -98,7 +99,9 @@ class EquivariantMessagePassing(MessagePassing):
 
         target = self._channels[1]
         self.coupling = coupling(self.lmax_in, lmax, self.orders, parity)
-        self.radial = RadialNetwork(functions, num_radial, cutoff, elements=elements)
+        self.radial = RadialNetwork(
+            functions, num_radial, cutoff, elements=elements, pairs=pair_radial
+        )
         self.mix = PathLinear(value_channels, out_channels, self.coupling)
         self.lin_edge = (
             None if edge_dim is None else nn.Linear(edge_dim, edge_functions, bias=False)

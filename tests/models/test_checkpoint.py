@@ -24,6 +24,7 @@ OTHER_SETTINGS = {
     "directional": False,
     "final_norm": False,
     "qk_norm": True,
+    "pair_radial": False,
 }
 
 

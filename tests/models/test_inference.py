@@ -57,6 +57,16 @@ def test_systems_one_after_the_other(lab, device, forces, elements):
 
 
 @devices
+@pytest.mark.parametrize("elements", [None, [1, 6, 7, 8, 16]], ids=["any", "given"])
+def test_radial_functions_of_all_elements_alike(lab, device, elements):
+    model = lab.make("potential", pair_radial=False, elements=elements).to(device)
+    fast = model.compile_for_inference()
+    for z, pos in systems(lab, device, torch.float64):
+        for _ in range(3):
+            assert max(differences(fast(z, pos), model(z, pos))) < 1e-12
+
+
+@devices
 def test_batches(lab, device):
     model = lab.make("potential").to(device)
     fast = model.compile_for_inference()

@@ -81,7 +81,9 @@ def test_state_dict_round_trip(lab, kind):
 
 
 @KINDS
-@pytest.mark.parametrize("settings", [{}, {"charge": True, "spin": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"charge": True, "spin": True}, {"pair_radial": False}], ids=str
+)
 def test_reset_parameters(lab, kind, settings):
     """Draws every parameter that is random anew, and the same ones of the same seed."""
     if kind == "potential":
@@ -154,10 +156,19 @@ def test_without_the_final_norm(lab):
     bare.reset_parameters()
 
 
-def test_older_checkpoints_have_a_final_norm(lab, tmp_path):
-    """They do not name it."""
+def test_older_checkpoints_have_what_was_no_choice(lab, tmp_path):
+    """They do not name the final norm, nor radial functions of pairs of elements."""
     model = lab.make("potential")
-    del model.backbone.config["final_norm"]
+    for name in ("final_norm", "pair_radial"):
+        del model.backbone.config[name]
     model.save(tmp_path / "model.safetensors")
     loaded = E2FormerPotential.load(tmp_path / "model.safetensors")
     assert loaded.backbone.config["final_norm"] and loaded.backbone.norm is not None
+    assert loaded.backbone.config["pair_radial"]
+
+
+def test_elements_that_share_radial_functions_still_differ(lab):
+    model = lab.make("potential", pair_radial=False)
+    z, pos = lab.molecule()
+    forces = model(z, pos).forces
+    assert forces.any() and not torch.equal(model(z.flip(0), pos).forces, forces)

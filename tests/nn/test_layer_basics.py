@@ -239,6 +239,16 @@ def test_fixed_elements_change_nothing(kind, make_layer, make_graph, elements):
     torch.testing.assert_close(fixed(**graph.arguments()), free(**graph.arguments()))
 
 
+def test_radial_functions_of_all_elements_alike(kind, make_layer, make_graph):
+    layer, graph = make_layer(kind, pair_radial=False), make_graph()
+    arguments = graph.arguments()
+    out = layer(**arguments)
+    assert out.any() and torch.equal(layer(**(arguments | {"z": None})), out)
+    assert torch.equal(layer(**(arguments | {"z": graph.z.flip(0)})), out)
+    pairs = make_layer(kind)
+    assert not torch.equal(pairs(**(arguments | {"z": graph.z.flip(0)})), pairs(**arguments))
+
+
 def test_inputs_are_not_changed(kind, make_layer, make_graph):
     layer, graph = make_layer(kind, edge_dim=2), make_graph(edge_dim=2, shift=True)
     copies = {name: value.clone() for name, value in graph.arguments().items()}
