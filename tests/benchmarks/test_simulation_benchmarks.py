@@ -62,6 +62,6 @@ def test_nve_pauses_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert len(run["block_means"]) == min(nve.BLOCKS, len(frames))
         assert run["fluctuation"] < 5.0
     assert order["ratio_1_to_0.5_fs"] == pytest.approx(
-        runs[3]["fluctuation"] / runs[2]["fluctuation"]
+        runs[3]["early_fluctuation"] / runs[2]["early_fluctuation"]
     )
     assert (tmp_path / "out" / "nve_ethanol.png").exists()
