@@ -5,7 +5,8 @@
 
 trains on the 630 bundled training frames (energies, forces, stresses), and measures the errors on
 the 70 validation frames and the lattice constants of copper, silver and gold relaxed with both. The
-state is kept in ``runs/alloy``, the potential in ``runs/alloy/alloys.safetensors``.
+state is kept in ``runs/alloy``, the potential in ``runs/alloy/alloys.safetensors``. The plot
+(``results/alloy.png``) shows the errors of forces and energies of the validation frames.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 from common import RESULTS, write_result
+from matplotlib.figure import Figure
+from torch_geometric.data import Batch, Data
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "examples"))
 from alloy_training import SETTINGS, alloy_errors, load_alloys, train_alloys  # noqa: E402
 
+from e2former_pyg import E2FormerPotential  # noqa: E402
 from e2former_pyg.ase import E2FormerCalculator  # noqa: E402
 
 
@@ -38,6 +42,27 @@ def lattice_constant(element: str, calculator) -> float:
     if not BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-4, steps=200):
         raise RuntimeError(f"the cell of {element} was not relaxed after 200 steps")
     return float(atoms.get_volume() ** (1 / 3))
+
+
+@torch.no_grad()
+def plot(path: Path, potential: E2FormerPotential, frames: list[Data]) -> None:
+    data = Batch.from_data_list(frames)
+    out, sizes = potential(data), data.ptr.diff()
+    quantities = (
+        ("force (eV/Å)", "error (meV/Å)", data.forces, out.forces),
+        ("energy (eV/atom)", "error (meV/atom)", data.energy / sizes, out.energy / sizes),
+    )
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    for axes, (name, label, expected, found) in zip(figure.subplots(1, 2), quantities, strict=True):
+        error = 1e3 * (found - expected).flatten()
+        axes.axhline(0.0, color="grey", linewidth=0.8)
+        axes.plot(
+            expected.flatten(), error, ".", markersize=2 if len(error) > 100 else 5, alpha=0.5
+        )
+        axes.set_title(f"mean absolute error {float(error.abs().mean()):.2g}", fontsize=10)
+        axes.set_xlabel(f"EMT's {name}")
+        axes.set_ylabel(label)
+    figure.savefig(path, dpi=130)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -74,6 +99,7 @@ def main(args: list[str] | None = None) -> None:
             "emt_angstrom": theirs,
             "error_percent": 100 * (ours / theirs - 1),
         }
+    validation = load_alloys("val")
     record = {
         "case": "alloy",
         "seed": arguments.seed,
@@ -83,13 +109,14 @@ def main(args: list[str] | None = None) -> None:
         "steps": state["step"],
         "batch_size": SETTINGS["batch_size"],
         "parameters": sum(parameter.numel() for parameter in potential.parameters()),
-        "validation": alloy_errors(potential, load_alloys("val")),
+        "validation": alloy_errors(potential, validation),
         "train": alloy_errors(potential, frames),
         "lattice": lattice,
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)),
     }
     path = write_result("alloy", [record], arguments.out)
+    plot(path.with_suffix(".png"), potential, validation)
     print(f"{record['validation']}\n{lattice}\n{path}")
 
 

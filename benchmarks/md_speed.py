@@ -9,7 +9,8 @@ a simulation.
 
 ``mace_ms`` is one evaluation of MACE (2 layers, 128x0e + 128x1o, with cuEquivariance on a GPU) on
 edges that are given, without any of the rest, and ``ratio`` is ``mace_ms / step_ms``.
-``outside_of_model_percent`` is what a step takes beside the potential.
+``outside_of_model_percent`` is what a step takes beside the potential. A plot lies beside the
+result.
 
     python benchmarks/md_speed.py
     python benchmarks/md_speed.py --device cpu --atoms 64 --channels 16 --steps 5 --out dry
@@ -33,6 +34,7 @@ from attention_measure import Meter
 from attention_systems import DENSITY
 from case_loop import card_name
 from common import RESULTS, write_result
+from matplotlib.figure import Figure
 from model_systems import LARGE, make_model, solid
 from peers_cases import Case
 from peers_models import mace_peer
@@ -156,6 +158,29 @@ def mace_ms(atoms: int, channels: int, meter: Meter) -> float | None:
     return meter.times([peer.evaluate])[0].median
 
 
+def plot(path: Path, records: list[dict[str, Any]]) -> None:
+    atoms = sorted({record["atoms"] for record in records})
+    bars = {
+        f"a step with {name}": {
+            r["atoms"]: r["step_ms"] for r in records if r["case"].startswith(key)
+        }
+        for key, name in (("ase/", "ASE"), ("torchsim/", "TorchSim"))
+    }
+    bars["MACE's forces alone"] = {r["atoms"]: r["mace_ms"] for r in records if r["mace_ms"]}
+    bars = {name: values for name, values in bars.items() if values}
+    figure = Figure(figsize=(6.0, 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(bars)
+    for n, (name, values) in enumerate(bars.items()):
+        places = [atoms.index(count) + (n - (len(bars) - 1) / 2) * width for count in values]
+        axes.bar_label(axes.bar(places, values.values(), width, label=name), fmt="%.3g", fontsize=8)
+    axes.set_xticks(range(len(atoms)), [f"{count:,}" for count in atoms])
+    axes.set_xlabel("atoms")
+    axes.set_ylabel("ms")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
@@ -183,7 +208,9 @@ def main(arguments: list[str] | None = None) -> None:
             }
             records.append(record)
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in record.items()})
-    print(f"wrote {write_result(f'md_speed_{card_name(args.device)}', records, args.out)}")
+    path = write_result(f"md_speed_{card_name(args.device)}", records, args.out)
+    plot(path.with_suffix(".png"), records)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":
