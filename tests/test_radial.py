@@ -3,6 +3,7 @@ import torch
 from scipy.interpolate import BSpline
 from torch.autograd import gradcheck, gradgradcheck
 
+from e2former_pyg import radial
 from e2former_pyg.radial import (
     RadialNetwork,
     RadialSplines,
@@ -130,6 +131,32 @@ def test_spline_gradients():
 
     assert gradcheck(function, (r, coefficients))
     assert gradgradcheck(function, (r, coefficients))
+
+
+def test_gradients_that_are_not_read_are_not_computed(monkeypatch):
+    """Of coefficients where only forces are asked for, and of distances beside weights."""
+
+    def not_called(*args):
+        raise AssertionError
+
+    splines = random_splines()
+    coefficients = splines.coefficients.requires_grad_()
+    r = torch.tensor([0.5, 2.0, 3.9], dtype=torch.float64, requires_grad=True)
+    types = torch.zeros(3, dtype=torch.long)
+
+    def energy():
+        return evaluate(splines._replace(coefficients=coefficients), r, types, types).sum()
+
+    expected = torch.autograd.grad(energy(), (r, coefficients))
+    with monkeypatch.context() as patch:
+        patch.setattr(radial._Accumulate, "forward", not_called)
+        (by_distance,) = torch.autograd.grad(energy(), r)
+    out = energy()
+    with monkeypatch.context() as patch:
+        patch.setattr(radial._Evaluate, "forward", not_called)
+        (by_coefficients,) = torch.autograd.grad(out, coefficients)
+    assert torch.equal(by_distance, expected[0])
+    assert torch.equal(by_coefficients, expected[1])
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (2, 3)])
