@@ -233,11 +233,13 @@ def main(args: list[str] | None = None) -> None:
     if not finished:
         print("not at the end yet; call again to go on")
         return
-    spreads = {each["time_step_fs"]: each["early_fluctuation"] for each in records[1:]}
-    ratios = {
-        f"ratio_{long:g}_to_{short:g}_fs": spreads[long] / spreads[short]
-        for short, long in pairwise(steps)
-    }
+    ratios = {}
+    for key, prefix in (("early_fluctuation", "ratio"), ("fluctuation", "whole_ratio")):
+        spreads = {each["time_step_fs"]: each[key] for each in records[1:]}
+        ratios |= {
+            f"{prefix}_{long:g}_to_{short:g}_fs": spreads[long] / spreads[short]
+            for short, long in pairwise(steps)
+        }
     records.append({"case": f"{system}/order", **ratios, "environment": environment()})
     path = write_result(f"nve_{system}", records, arguments.out)
     plot(path.with_suffix(".png"), records[:-1], folder)
