@@ -268,7 +268,6 @@ class RadialNetwork(nn.Module):
             raise ValueError("`elements` must hold at least one atomic number, got none")
         if self.elements is not None:
             check_atomic_numbers(torch.tensor(self.elements, device="cpu"), "elements")
-        self.pairs = pairs
         self.coefficients = None
         if pairs:
             self.target_table = nn.Embedding(MAX_ATOMIC_NUMBER + 1, hidden_channels)

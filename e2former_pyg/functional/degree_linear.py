@@ -72,8 +72,8 @@ def degree_linear(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """:func:`torch.nn.functional.linear` of scalars, on a GPU by the kernel of the other maps: a
-    third of the time of a product in float32 that takes no tensor cores.
+    """:func:`torch.nn.functional.linear` of scalars, on a GPU by the kernel of the other maps:
+    PyTorch's own products in float32 take no tensor cores.
     """
     if x.is_cuda:
         return degree_linear(x.unsqueeze(1), weight, (1,), bias, transposed=True).squeeze(1)
