@@ -14,7 +14,8 @@ autograd, the baseline autograd with ``backend="torch"``.
 
 ``profile``: the shares of kernels in the time on the GPU of one evaluation.
 
-``largest``: the largest of some sizes that fits into memory.
+``largest``: the largest of some sizes that fits into memory, as it is and with
+``activation_checkpointing``.
 
 Forces and gradients are compared with ``backend="torch"`` in float64 first, in small systems; a
 wrong result gets no ratio and a nonzero exit status. ``peak_mib`` is what a call takes beyond what
@@ -84,7 +85,8 @@ def make_cases(meter: Meter, groups: list[str], atoms: list[int], channels: int)
     for cutoff in (4.0, 6.0, 8.0):
         run = partial(evaluation, count=min(10_240, max(atoms)), cutoff=cutoff, baseline=False)
         add("degree", f"degree/{cutoff}", run)
-    add("largest", "largest", partial(largest, meter, large))
+    for name, checkpointing in (("largest", False), ("largest/checkpointing", True)):
+        add("largest", name, partial(largest, meter, large, checkpointing=checkpointing))
     return cases
 
 

@@ -83,10 +83,14 @@ def evaluate(
     return record | timed(meter, runs, right)
 
 
-def largest(meter: Meter, settings: dict[str, Any], name: str) -> dict[str, Any]:
+def largest(
+    meter: Meter, settings: dict[str, Any], name: str, checkpointing: bool
+) -> dict[str, Any]:
     """The largest number of atoms of :data:`SIZES` that fits."""
     device = str(meter.device)
-    fast = make_model(settings, device).compile_for_inference()
+    model = make_model(settings, device)
+    model.backbone.activation_checkpointing = checkpointing
+    fast = model.compile_for_inference()
     record: dict[str, Any] = {}
     for atoms in SIZES:
         try:

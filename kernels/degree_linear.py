@@ -3,8 +3,8 @@
 An input row holds the channels of one or more paths side by side, as many in each row of a degree:
 ``out[n, (l, m)] = x[n, (l, m)] @ weight[l]``. Features are read and written node by node, as they
 lie. Unless TF32 was asked for, products of float32 numbers are sums of six products of bfloat16
-numbers or, for gradients of matrices, of three of TF32 numbers, whose errors are those of float32.
-Matrices, which all nodes read, are split into bfloat16 numbers once.
+numbers or of three of TF32 numbers, whose errors are those of float32. For many nodes, matrices are
+split into bfloat16 numbers once.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class Block(Hashed, _Block):
     """With a hash that is computed once."""
 
 
-# Products of float32 numbers as those of matrices split beforehand.
-SPLIT = tl.constexpr("bf16x6")
+# Products of float32 numbers as those of bfloat16 numbers into which matrices are split beforehand.
+SPLIT = tl.constexpr("split")
+# Nodes from which on that pays: it is a launch of its own, for tiles that a few nodes do not fill.
+_MANY = 2048
 
 # Programs that share the sum of a gradient: a few for each multiprocessor. More write more.
 _PROGRAMS = 528
@@ -273,6 +275,14 @@ def _size(n: int, largest: int) -> int:
     return max(16, min(next_power_of_2(n), largest))
 
 
+def exact_products(nodes: int, transposed: bool) -> str:
+    """The precision of :func:`rows` whose errors are those of float32."""
+    if nodes >= _MANY:
+        return str(SPLIT.value)
+    # TF32 products want the summands of both factors side by side, those of bfloat16 do not.
+    return "tf32x3" if transposed else "bf16x6"
+
+
 def rows(
     x: Tensor,
     matrix: Tensor,
@@ -293,7 +303,7 @@ def rows(
         paths (sequence): The paths in a row of each degree.
         in_channels (int): Channels of a path.
         transposed (bool): The direction.
-        precision (str): That of Triton's ``dot``.
+        precision (str): That of Triton's ``dot``, or :data:`SPLIT`.
     """
     nodes, degrees, out_channels = x.size(0), len(paths), matrix.size(1)
     maps = _maps(tuple(paths), in_channels, out_channels, precision)

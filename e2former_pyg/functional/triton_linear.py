@@ -30,7 +30,7 @@ def _map(
     channels: int,
     transposed: bool,
 ) -> Tensor:
-    precision = _precision(x, kernels.SPLIT.value)
+    precision = _precision(x, kernels.exact_products(x.size(0), transposed))
     addend = None if addend is None else addend.contiguous()
     with torch.cuda.device_of(x):
         return kernels.rows(

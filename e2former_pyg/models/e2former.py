@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,8 +33,9 @@ class E2Former(nn.Module):
     initial features of all degrees come from the same on-the-fly operation as the rest, so
     that no edge features are stored.
 
-    With the attribute :obj:`activation_checkpointing` set to :obj:`True`, training keeps nothing
-    of the inside of a block and computes it again in the backward pass.
+    With the attribute :obj:`activation_checkpointing` set to :obj:`True`, nothing of the inside of
+    a block is kept for the backward pass, which computes it again: less memory for training, and
+    for the forces of large systems.
 
     Args:
         hidden_channels (int, optional): Channels :math:`C` of each row. (default: :obj:`128`)
@@ -272,9 +274,9 @@ class E2Former(nn.Module):
             for block in self.blocks:
                 # Given, not only entered: a checkpointed block runs again outside.
                 run: Callable = block
-                if self.activation_checkpointing and self.training:
+                if self.activation_checkpointing and torch.is_grad_enabled():
                     # Nothing else is random, and no state can be read while a graph is captured.
-                    random = self.config["dropout"] != 0
+                    random = self.training and self.config["dropout"] != 0
                     run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=random)
                 given = x if exchange is None else exchange(x)
                 x = run(given, pos, edges, z, shift, strain=strain, batch=batch, geometry=geometry)

@@ -162,6 +162,20 @@ def test_on_a_gpu(paths, in_channels, out_channels, dtype, transposed):
 
 
 @pytest.mark.cuda
+@directions
+@pytest.mark.parametrize("paths, in_channels, out_channels", LARGE.values(), ids=LARGE.keys())
+@pytest.mark.parametrize("change", [-1, 0], ids=["few", "many"])
+def test_number_of_nodes_on_a_gpu(change, paths, in_channels, out_channels, transposed):
+    """Many nodes have matrices that are split beforehand."""
+    from e2former_pyg.kernels.degree_linear import _MANY, SPLIT, exact_products
+
+    nodes = _MANY + change
+    assert (exact_products(nodes, transposed) == SPLIT.value) == (change == 0)
+    inputs = make_inputs(paths, in_channels, out_channels, nodes, "cuda", transposed=transposed)
+    compare(degree_linear, inputs, paths, 1e-6, transposed)
+
+
+@pytest.mark.cuda
 def test_tf32_on_request():
     x, weight, bias = make_inputs((1, 1, 1), 64, 64, 100, "cuda")[:3]
     exact = degree_linear_torch(x.double(), weight.double(), (1, 1, 1), bias.double())

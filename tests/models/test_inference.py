@@ -67,6 +67,44 @@ def test_radial_functions_of_all_elements_alike(lab, device, elements):
 
 
 @devices
+def test_activation_checkpointing(lab, device):
+    model = lab.make("potential", stress=True, num_layers=2).to(device).eval()
+    z, pos, cell = (tensor.to(device) for tensor in lab.crystal())
+    expected = model(z, pos, cell=cell)
+    runs = []
+    for block in model.backbone.blocks:
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
+    for checkpointing, count in ((False, 2), (True, 4)):
+        model.backbone.activation_checkpointing = checkpointing
+        runs.clear()
+        with torch.no_grad():
+            assert max(differences(model(z, pos, cell=cell), expected)) < 1e-12
+        assert len(runs) == count
+    fast = model.compile_for_inference()
+    for scale in (1.0, 0.95, 1.1):  # the last of them from a graph
+        out = fast(z, scale * pos, cell=scale * cell)
+        assert max(differences(out, model(z, scale * pos, cell=scale * cell))) < 1e-12
+
+
+@pytest.mark.cuda
+def test_activation_checkpointing_takes_less_memory(lab):
+    model = lab.make("potential", dtype=torch.float32, hidden_channels=64, num_layers=4).cuda()
+    pos = 35 * torch.rand(4096, 3, generator=torch.Generator().manual_seed(0)).cuda()
+    z = torch.full((4096,), 6, device="cuda")
+    peaks = []
+    for checkpointing in (False, True):
+        model.backbone.activation_checkpointing = checkpointing
+        for _ in range(2):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            with torch.no_grad():
+                model(z, pos)
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[3] < 0.75 * peaks[1]
+
+
+@devices
 def test_batches(lab, device):
     model = lab.make("potential").to(device)
     fast = model.compile_for_inference()
