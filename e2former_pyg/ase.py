@@ -39,9 +39,10 @@ CLOSE = 0.4
 class E2FormerCalculator(Calculator):
     r"""Energies, forces and stresses of an :class:`~e2former_pyg.E2FormerPotential` for ASE.
 
-    Stress is there for systems that are periodic in three directions and have, as all results,
-    ASE's units, sign and (Voigt) order. The total charge and the spin multiplicity are
-    :obj:`atoms.info["charge"]` and :obj:`atoms.info["spin"]`, as in
+    Stress is there for systems that are periodic in three directions and has, as all results,
+    ASE's units, sign and (Voigt) order. It is left out until it is asked for, and then computed
+    with the rest as long as it is asked for at each step. The total charge and the spin
+    multiplicity are :obj:`atoms.info["charge"]` and :obj:`atoms.info["spin"]`, as in
     :class:`~e2former_pyg.data.ASEDataset`; a potential that does not read them accepts neutral
     singlets only. Positions stay in float64 until distances are formed from them, whatever the
     dtype of the potential.
@@ -111,6 +112,8 @@ class E2FormerCalculator(Calculator):
             ]
         self._numbers: np.ndarray | None = None
         self._z = torch.empty(0, dtype=torch.long)
+        self._cell: tuple[Tensor, Tensor] | None = None
+        self._stress_wanted = False
         self._warned: set[str] = set()
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
@@ -128,6 +131,14 @@ class E2FormerCalculator(Calculator):
             changes.append("info")
         return changes
 
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        """A result, computed if it is not there; ASE calls this."""
+        if name == "stress" and allow_calculation:
+            self._stress_wanted = True
+        return super().get_property(name, atoms, allow_calculation)
+
     @torch.inference_mode(False)  # or the list would be of no use outside
     def calculate(
         self,
@@ -135,19 +146,25 @@ class E2FormerCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Computes all properties at once; ASE calls this."""
+        """Computes all properties at once, of which the stress only if it is asked for or was for
+        the structure before; ASE calls this.
+        """
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms  # a copy
         assert atoms is not None
         solid = bool(atoms.pbc.all())
+        stress = solid and (self._stress_wanted or "stress" in properties)
+        self._stress_wanted = "stress" in properties
         self._check_system(atoms, solid)
-        pos = torch.from_numpy(atoms.positions).to(self.device)
+        pos = torch.from_numpy(atoms.positions)
         cell = pbc = None
         if atoms.pbc.any():
-            cell = torch.from_numpy(atoms.cell.array).to(self.device)
-            pbc = torch.from_numpy(atoms.pbc).to(self.device)
+            cell = torch.from_numpy(atoms.cell.array)
+            pbc = None if solid else torch.from_numpy(atoms.pbc)
         builds = self.neighbors.num_builds
+        # The list's check looks at positions on the CPU, so that it does not wait for a GPU.
         edge_index, edge_shift = self.neighbors.update(pos, None, cell, pbc)
+        pos = pos.to(self.device)
         if self.neighbors.num_builds > builds:
             self._inspect(pos, edge_index, edge_shift)
         labels = {name: self._label(atoms, name) for name in LABELS}
@@ -156,12 +173,12 @@ class E2FormerCalculator(Calculator):
             pos,
             edge_index=edge_index,
             edge_shift=edge_shift,
-            cell=cell,
-            pbc=pbc,
-            stress=solid,
+            cell=None if cell is None else self._on_device(cell),
+            pbc=None if pbc is None else pbc.to(self.device),
+            stress=stress,
             **labels,
         )
-        self.results = self._as_results(out, solid)
+        self.results = self._as_results(out, stress)
 
     @torch.no_grad()
     def _evaluate(
@@ -171,18 +188,23 @@ class E2FormerCalculator(Calculator):
         self.potential.stress = stress
         return self._run(z, pos, batch_size=1, **inputs)
 
-    def _as_results(self, out: PotentialOutput, solid: bool) -> dict[str, Any]:
-        energy = float(out.energy)
+    def _as_results(self, out: PotentialOutput, stress: bool) -> dict[str, Any]:
+        tensors = [out.energy, out.atomic_energies, out.forces, out.stress if stress else None]
+        # A copy of each would wait for a GPU again.
+        together = torch.cat([value.double().flatten() for value in tensors if value is not None])
+        ends = np.cumsum([0 if value is None else value.numel() for value in tensors])
+        energies, *parts = np.split(together.cpu().numpy(), ends[:-1])
+        energy = float(energies[0])
         results: dict[str, Any] = {
             "energy": energy,
             "free_energy": energy,
-            "energies": out.atomic_energies.cpu().numpy(),
+            "energies": parts[0],
         }
         if out.forces is not None:
-            results["forces"] = out.forces.double().cpu().numpy()
-        if solid and out.stress is not None:
+            results["forces"] = parts[1].reshape(-1, 3)
+        if stress and out.stress is not None:
             # Voigt's order: xx, yy, zz, yz, xz, xy.
-            results["stress"] = out.stress[0].double().cpu().numpy().flat[[0, 4, 8, 5, 2, 1]]
+            results["stress"] = parts[2][[0, 4, 8, 5, 2, 1]]
         for name, value in results.items():
             if not np.isfinite(value).all():
                 raise CalculationFailed(
@@ -190,6 +212,12 @@ class E2FormerCalculator(Calculator):
                     "what it was trained on"
                 )
         return results
+
+    def _on_device(self, cell: Tensor) -> Tensor:
+        """The cell as the potential reads it, the same tensor for the same cell."""
+        if self._cell is None or not torch.equal(cell, self._cell[0]):
+            self._cell = cell.clone(), cell.to(self.device)
+        return self._cell[1]
 
     def _check_system(self, atoms: Atoms, solid: bool) -> None:
         if self._numbers is None or not np.array_equal(atoms.numbers, self._numbers):

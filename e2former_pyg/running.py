@@ -51,7 +51,7 @@ def neighbor_list(cutoff: float, skin: float | None, device: torch.device) -> Ve
     """
     if skin is None:
         skin = 1.0 if device.type == "cuda" else 0.5
-    return VerletList(cutoff, skin)
+    return VerletList(cutoff, skin, device)
 
 
 def check_elements(potential: E2FormerPotential, numbers: Iterable[int]) -> None:

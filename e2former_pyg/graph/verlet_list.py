@@ -18,12 +18,13 @@ class _Built(NamedTuple):
     """The list, and what it was built from."""
 
     edge_index: EdgeIndex
+    image: Tensor
+    # Beside the positions, from which it is seen whether the list still serves.
     pos: Tensor
     graph: Tensor | None
     cells: Tensor
     periodic: Tensor
     inverse: Tensor
-    image: Tensor
 
 
 class VerletList:
@@ -45,13 +46,16 @@ class VerletList:
     the list anew.
 
     The edges between the cutoff and the skin's end change nothing in the layers of this package,
-    whose envelope is exactly zero there. The list is built and checked on the device of the
-    positions, which on a GPU costs one or two synchronisations a step.
+    whose envelope is exactly zero there. Whether the list serves is checked on the device of the
+    positions, which on a GPU costs some synchronisations a step.
 
     Args:
         cutoff (float): The cutoff :math:`r_{\textrm{cut}}` in Å.
         skin (float, optional): The skin :math:`s` in Å. With :obj:`0`, the list is new at each
             call. (default: :obj:`0.5`)
+        device (torch.device or str, optional): Where the list is built and kept, *e.g.*, a GPU, for
+            which a simulation program holds positions on the CPU. (default: :obj:`None`, that of
+            the positions)
 
     Attributes:
         num_builds (int): How many times the list was built.
@@ -70,13 +74,16 @@ class VerletList:
     _cells: Tensor
     _edge_shift: Tensor
 
-    def __init__(self, cutoff: float, skin: float = 0.5) -> None:
+    def __init__(
+        self, cutoff: float, skin: float = 0.5, device: torch.device | str | None = None
+    ) -> None:
         if not (math.isfinite(cutoff) and cutoff > 0):
             raise ValueError(f"`cutoff` must be positive and finite (Å), found {cutoff}")
         if not (math.isfinite(skin) and skin >= 0):
             raise ValueError(f"`skin` must be finite and not negative (Å), found {skin}")
         self.cutoff = float(cutoff)
         self.skin = float(skin)
+        self.device = None if device is None else torch.device(device)
         self.num_builds = 0
         self.reset()
 
@@ -124,8 +131,8 @@ class VerletList:
             return built.edge_index, None
         if not torch.equal(cells, self._cells):
             target = built.edge_index[1]
-            graph = target.new_zeros(()) if batch is None else batch.index_select(0, target)
-            self._edge_shift = multiply(built.image, cells, graph, dim=1)
+            graph = _graph_of_edge(batch, target)
+            self._edge_shift = multiply(built.image, cells.to(target.device), graph, dim=1)
             self._cells = cells.clone()
         return built.edge_index, self._edge_shift
 
@@ -158,18 +165,23 @@ class VerletList:
         return bool((2 * moved.square().sum(1).sqrt() <= allowed).all())
 
     def _build(self, pos: Tensor, batch: Tensor | None, cells: Tensor, periodic: Tensor) -> _Built:
-        size = pos.size(0)
+        size, device = pos.size(0), self.device or pos.device
         edges, shift = radius_graph(
-            pos.detach(), self.cutoff + self.skin, batch, cells, periodic, batch_size=cells.size(0)
+            pos.detach().to(device),
+            self.cutoff + self.skin,
+            None if batch is None else batch.to(device),
+            cells.to(device),
+            periodic.to(device),
+            batch_size=cells.size(0),
         )
         inverse, image = torch.zeros_like(cells), shift.t()  # zero in open systems
         if bool(periodic.any()):
             # The rows of directions that are not periodic are not part of any offset.
             rows = torch.where(periodic.unsqueeze(-1), cells, 0.0).double()
-            exact = torch.linalg.pinv(rows.cpu()).to(rows)  # slow on a GPU
-            target = edges[1]
-            graph = target.new_zeros(()) if batch is None else batch.index_select(0, target)
-            inverse, image = exact.to(pos.dtype), multiply(image.double(), exact, graph).round()
+            exact = torch.linalg.pinv(rows.cpu())  # slow on a GPU
+            inverse = exact.to(cells)
+            graph = _graph_of_edge(batch, edges[1])
+            image = multiply(image.double(), exact.to(device), graph).round().to(pos.dtype)
         self._cells, self._edge_shift = cells.clone(), shift
         return _Built(
             edge_index=EdgeIndex(edges.contiguous(), sparse_size=(size, size), sort_order="col"),
@@ -183,6 +195,12 @@ class VerletList:
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}(cutoff={self.cutoff}, skin={self.skin})"
+
+
+def _graph_of_edge(batch: Tensor | None, target: Tensor) -> Tensor:
+    if batch is None:
+        return target.new_zeros(())
+    return batch.to(target.device).index_select(0, target)
 
 
 def _mean(vectors: Tensor, batch: Tensor | None, num_graphs: int) -> Tensor:

@@ -107,6 +107,26 @@ def test_batch_of_open_and_periodic_systems() -> None:
     assert 1 < neighbors.num_builds < 30
 
 
+@pytest.mark.cuda
+def test_list_on_a_gpu_for_positions_on_the_cpu() -> None:
+    pos, cell = system()
+    cell = torch.stack([cell, torch.zeros_like(cell)])
+    pbc = torch.tensor([[True] * 3, [False] * 3])
+    pos, batch = torch.cat([pos, pos[:7]]), torch.tensor([0] * 20 + [1] * 7)
+    neighbors, same = VerletList(CUTOFF, 1.0, device="cuda"), VerletList(CUTOFF, 1.0)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        pos = pos + 0.1 * torch.randn(pos.shape, generator=generator, dtype=torch.float64)
+        cell = cell @ small_strain(generator, 0.003)
+        found = neighbors.update(pos, batch, cell, pbc)
+        expected = same.update(pos, batch, cell, pbc)
+        assert {tensor.device.type for tensor in found} == {"cuda"}
+        assert neighbors.num_builds == same.num_builds
+        found = (tensor.cpu() for tensor in (found[0].as_tensor(), found[1]))
+        assert within(pos, *found) == within(pos, *expected)
+    assert 1 < neighbors.num_builds < 20
+
+
 def test_one_atom_of_a_batch_is_enough() -> None:
     """Movement counts for each graph: a large graph at rest does not dilute it."""
     pos, _ = system(30)

@@ -234,15 +234,25 @@ def test_potentials_with_other_forces(lab) -> None:
         atoms.get_forces()
 
 
-def test_one_evaluation_for_all_properties(lab) -> None:
-    atoms = lab.crystal()
-    calculator = E2FormerCalculator(lab.make())
-    atoms.calc = calculator
+def counted(calculator) -> list[bool]:
+    """Whether the stress was computed in each evaluation to come."""
     calls = []
     evaluate = calculator._evaluate
-    calculator._evaluate = lambda *args, **kwargs: calls.append(1) or evaluate(*args, **kwargs)
+
+    def recorded(*args, stress, **kwargs):
+        calls.append(stress)
+        return evaluate(*args, stress=stress, **kwargs)
+
+    calculator._evaluate = recorded
+    return calls
+
+
+def test_one_evaluation_for_all_properties(lab) -> None:
+    atoms = lab.crystal()
+    atoms.calc = E2FormerCalculator(lab.make())
+    calls = counted(atoms.calc)
     for _ in range(2):
-        atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+        atoms.get_stress(), atoms.get_potential_energy(), atoms.get_forces()
         atoms.get_potential_energies()
     assert len(calls) == 1
     atoms.positions[0, 0] += 1e-9
@@ -250,6 +260,35 @@ def test_one_evaluation_for_all_properties(lab) -> None:
     atoms.set_initial_charges(np.ones(len(atoms)))  # not read
     atoms.get_forces()
     assert len(calls) == 2
+
+
+def test_stress_is_computed_where_it_is_asked_for(lab) -> None:
+    atoms = lab.crystal()
+    atoms.calc = E2FormerCalculator(lab.make())
+    calls = counted(atoms.calc)
+
+    def step(*asked):
+        calls.clear()
+        atoms.positions[0, 0] += 0.01
+        for get in asked:
+            get()
+        return list(calls)
+
+    assert step(atoms.get_forces) == [False]
+    assert "stress" not in atoms.calc.results
+    # What writes results that are there asks for none.
+    assert atoms.calc.get_property("stress", atoms, allow_calculation=False) is None
+    # Once more where it was not expected, with the rest from then on.
+    assert step(atoms.get_forces, atoms.get_stress) == [False, True]
+    forces, stress = atoms.get_forces(), atoms.get_stress()
+    assert step(atoms.get_forces, atoms.get_stress) == [True]
+    assert step(atoms.get_potential_energy, atoms.get_stress) == [True]
+    assert step(atoms.get_forces) == [True]
+    assert step(atoms.get_forces) == [False]
+    atoms.positions[0, 0] -= 0.04
+    atoms.calc.calculate(atoms, ["energy", "stress"])
+    np.testing.assert_allclose(atoms.calc.results["stress"], stress, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(atoms.calc.results["forces"], forces, rtol=0, atol=1e-11)
 
 
 def test_one_calculator_for_several_systems(lab) -> None:
