@@ -229,7 +229,7 @@ def potentials(load: Load) -> Content:
 def training_steps(load: Load) -> Content:
     header = ["", "CUDA graph (ms)", "autograd", "PyTorch backend", "MiB", "PyTorch backend"]
     rows = []
-    for row in load("model_h100"):
+    for row in load("model_h200"):
         if row["case"].startswith("train/"):
             times = f"{row['ours_ms']:.1f}", f"{row['eager_ms']:.0f}", f"{row['baseline_ms']:.0f}"
             memory = f"{row['peak_mib']:,.0f}", f"{row['baseline_peak_mib']:,.0f}"

@@ -161,8 +161,10 @@ class VerletList:
             reference = (reference.unsqueeze(1) @ strain).squeeze(1)
         moved = pos - reference
         moved = moved - _mean(moved, batch, cells.size(0))
+        # On a CPU this product sums three numbers several times as fast as `sum`.
+        lengths = (moved.square() @ moved.new_ones(3)).sqrt()
         # Written so that values which are not finite fail.
-        return bool((2 * moved.square().sum(1).sqrt() <= allowed).all())
+        return bool((2 * lengths <= allowed).all())
 
     def _build(self, pos: Tensor, batch: Tensor | None, cells: Tensor, periodic: Tensor) -> _Built:
         size, device = pos.size(0), self.device or pos.device
