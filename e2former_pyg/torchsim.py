@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch_sim as ts
 from torch import Tensor
-from torch_sim.models.interface import ModelInterface
 
 from .models import E2FormerPotential
 from .running import LABELS, check_elements, check_label, neighbor_list, prepare

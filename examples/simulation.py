@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.io import Trajectory
+from ase.io.trajectory import TrajectoryWriter
 from training import progress_bar
 
 
@@ -22,15 +23,16 @@ def last_frame(path: Path) -> Atoms | None:
         return trajectory[-1].copy() if len(trajectory) > 0 else None
 
 
-def record(dynamics: Any, path: Path, every: int, resumed: bool = False) -> None:
+def record(dynamics: Any, path: Path, every: int, resumed: bool = False) -> TrajectoryWriter:
     """Writes a frame every so many steps; one that was gone on from is not repeated."""
-    trajectory = Trajectory(str(path), "a" if resumed else "w", dynamics.atoms)
+    trajectory = TrajectoryWriter(str(path), "a" if resumed else "w", dynamics.atoms)
 
     def write() -> None:
         if dynamics.nsteps > 0 or not resumed:
             trajectory.write()
 
     dynamics.attach(write, interval=every)
+    return trajectory
 
 
 def run(steps: Iterable[Any], count: int, description: str, seconds: float = math.inf) -> int:

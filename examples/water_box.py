@@ -7,7 +7,7 @@ here is a simple classical model, TIP3P with springs for bonds and angles, both 
 anywhere: its radial distribution function is what the learned potential has to reproduce, not that
 of real water. With labels of an electronic structure method in place of its (see
 ``e2former_pyg.data.ASEDataset``), the rest stays as it is. Writes trajectories, the potential and
-a plot to ``runs/water_box``; trajectories of an earlier call are used again.
+a plot to ``runs/water_box``; a reference trajectory that an earlier call finished is used again.
 """
 
 from __future__ import annotations
@@ -49,11 +49,14 @@ MODEL = {
 def simulate(atoms: Atoms, path: Path, steps: int, seconds: float) -> list[Atoms]:
     """Runs at constant temperature and returns the frames after the first quarter."""
     if not path.exists():
+        # It gets its name when it is complete: a run that was interrupted starts again.
+        unfinished = path.with_suffix(".part.traj")
         options: dict = {"temperature_K": TEMPERATURE, "friction": 0.02 / units.fs, "fixcm": False}
         rng = np.random.default_rng(1)
         dynamics = Langevin(atoms, TIME_STEP * units.fs, rng=rng, **options)
-        record(dynamics, path, EVERY)
-        run(dynamics.irun(steps), steps, path.stem, seconds)
+        with record(dynamics, unfinished, EVERY):
+            run(dynamics.irun(steps), steps, path.stem, seconds)
+        unfinished.replace(path)
     frames = read(path, ":")
     return frames[len(frames) // 4 :]
 

@@ -3,6 +3,7 @@ r"""Checkpoints of training runs, and models for use from them."""
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -136,10 +137,15 @@ class LastCheckpoint(Checkpoint):
                 f"weights are not finite after step {trainer.global_step}, such as by too high a "
                 "learning rate or damaged labels; the last checkpoint is kept"
             )
-        if not _trial(trainer):
-            trainer.save_checkpoint(
-                folder(trainer.default_root_dir) / self.NAME, weights_only=False
-            )
+        if _trial(trainer):
+            return
+        path = folder(trainer.default_root_dir) / self.NAME
+        # What is written takes the place of the one before when it is complete. Lightning's own way
+        # leads through the system's folder for temporary files, from which a move may be a copy.
+        unfinished = path.with_name(f".{path.name}.tmp")
+        trainer.save_checkpoint(unfinished, weights_only=False)
+        if trainer.is_global_zero:
+            os.replace(unfinished, path)
 
 
 def folder(root: str | None) -> Path:

@@ -1,5 +1,6 @@
 """PyG's own MD17 and QM9, offline, on raw files in the layouts that they read."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from e2former_pyg.data import MD17_KEYS, REVISED_MD17_KEYS, NPZDataset
 from e2former_pyg.transforms import QM9_TARGETS, ConvertUnits, RadiusGraph, SelectTarget
 from e2former_pyg.units import ENERGY_UNITS
 
+ROOT = Path(__file__).parents[2]
 KCAL = ase.units.kcal / ase.units.mol
 SMALL = {"hidden_channels": 8, "num_layers": 1, "lmax": 1, "heads": 2, "num_radial": 8}
 
@@ -113,6 +115,9 @@ def test_float64_route(tmp_path, name):
 )
 def test_what_float32_totals_cost(tmp_path, name, total, largest, typical):
     """The numbers that the documentation gives."""
+    text = " ".join((ROOT / "docs" / "guides" / "datasets.rst").read_text().split())
+    found = re.search(rf"{name} by up to {largest:.2f} (meV )?\(.*?{typical:.2f}\)", text)
+    assert found is not None
     path = write_md17(tmp_path, name, frames(2000, total))
     transform = ConvertUnits(energy="kcal/mol")
     exact = NPZDataset(path, keys=MD17_KEYS, transform=transform).energy

@@ -1,9 +1,11 @@
 """Dynamics, relaxation and vibrations with ASE's own tools."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
-from ase import units
+from ase import Atoms, units
 from ase.filters import FrechetCellFilter
 from ase.md.langevin import Langevin
 from ase.md.melchionna import MelchionnaNPT
@@ -191,3 +193,24 @@ def test_vibrations(lab, tmp_path) -> None:
     expected = np.linalg.eigvalsh(hessian) * unit**2
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * expected.max())
     assert (np.abs(expected) < 1e-8 * expected.max()).sum() >= 6
+
+
+@pytest.mark.parametrize("repulsion", [False, True])
+def test_repulsion_keeps_atoms_apart(lab, repulsion) -> None:
+    """Two atoms fly at each other with 10 eV each; the model is untrained."""
+    atoms = Atoms("OO", [[0.0, 0.05, 0.0], [0.0, 0.0, 2.2]])
+    atoms.calc = E2FormerCalculator(lab.make(repulsion=repulsion))
+    speed = np.sqrt(2 * 10.0 / atoms.get_masses()[0])
+    atoms.set_velocities([[0.0, 0.0, speed], [0.0, 0.0, -speed]])
+    before = atoms.get_total_energy()
+    distances = []
+    dynamics = VelocityVerlet(atoms, 0.1 * units.fs)
+    dynamics.attach(lambda: distances.append(atoms.get_distance(0, 1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of atoms too close
+        dynamics.run(200)
+    assert (min(distances) > 0.5) == repulsion
+    assert (atoms.positions[0, 2] < atoms.positions[1, 2]) == repulsion
+    if repulsion:
+        assert distances[-1] > 1.5
+        assert atoms.get_total_energy() == pytest.approx(before, abs=0.05)

@@ -166,37 +166,67 @@ def start(lab, path: Path, seed: int = 0) -> tuple[Atoms, VelocityVerlet]:
     return atoms, VelocityVerlet(atoms, 0.5 * units.fs, trajectory=str(path))
 
 
-def test_a_failed_run_keeps_its_frames_and_goes_on(lab, tmp_path) -> None:
-    _, whole = start(lab, tmp_path / "whole.traj")
-    whole.run(12)
-    expected = read(tmp_path / "whole.traj", ":")
+FAULTS = {
+    "not finite": (
+        lambda atoms: atoms.positions.__setitem__(2, float("nan")),
+        (ValueError, "`pos` must be finite"),
+    ),
+    "coincident": (
+        lambda atoms: atoms.positions.__setitem__(2, atoms.positions[1]),
+        (ValueError, "`pos` must not hold coincident atoms"),
+    ),
+    "collapsed": (
+        lambda atoms: atoms.set_cell(0.1 * atoms.cell.array),
+        (ValueError, "`cell` has collapsed"),
+    ),
+    "unseen": (
+        lambda atoms: atoms.numbers.__setitem__(0, 14),
+        (ValueError, "`numbers` must be elements that the potential was trained on"),
+    ),
+    "results": (
+        lambda atoms: atoms.calc.potential.references.scale.fill_(float("nan")),
+        (CalculationFailed, "are not finite"),
+    ),
+}
 
+
+@pytest.fixture(scope="module")
+def whole(lab, tmp_path_factory) -> list[Atoms]:
+    """Twelve steps without a fault."""
+    path = tmp_path_factory.mktemp("whole") / "whole.traj"
+    start(lab, path)[1].run(12)
+    return read(path, ":")
+
+
+def go_on(lab, frame: Atoms, path: Path, steps: int) -> list[Atoms]:
+    """All frames after further steps from the last of them."""
+    atoms = frame.copy()
+    atoms.set_momenta(frame.get_momenta())
+    atoms.calc = E2FormerCalculator(lab.make(repulsion=True))
+    # A file of its own is as well taken on: here it is appended to.
+    options = {"trajectory": str(path), "append_trajectory": True}
+    VelocityVerlet(atoms, 0.5 * units.fs, **options).run(steps)
+    return read(path, ":")
+
+
+def check_end(found: Atoms, expected: Atoms) -> None:
+    np.testing.assert_allclose(found.positions, expected.positions, rtol=0, atol=1e-10)
+    assert found.get_total_energy() == pytest.approx(expected.get_total_energy(), abs=1e-9)
+
+
+@pytest.mark.parametrize("fault, error", FAULTS.values(), ids=FAULTS.keys())
+def test_a_failed_run_keeps_its_frames_and_goes_on(lab, tmp_path, whole, fault, error) -> None:
     path = tmp_path / "run.traj"
     atoms, dynamics = start(lab, path)
-
-    def fault() -> None:
-        if dynamics.nsteps == 7:
-            atoms.positions[2] = float("nan")
-
-    dynamics.attach(fault)
-    with pytest.raises(ValueError, match="`pos` must be finite"):
+    dynamics.attach(lambda: dynamics.nsteps == 7 and fault(atoms))
+    with pytest.raises(error[0], match=error[1]):
         dynamics.run(12)
     frames = read(path, ":")
     assert len(frames) == 8  # those up to the fault
-    for frame, other in zip(frames, expected, strict=False):
+    for frame, other in zip(frames, whole, strict=False):
         np.testing.assert_array_equal(frame.positions, other.positions)
         assert frame.get_potential_energy() == other.get_potential_energy()
-
-    # A file of its own is as well taken on: here it is appended to.
-    atoms = frames[-1].copy()
-    atoms.set_momenta(frames[-1].get_momenta())
-    atoms.calc = E2FormerCalculator(lab.make(repulsion=True))
-    VelocityVerlet(atoms, 0.5 * units.fs, trajectory=str(path), append_trajectory=True).run(5)
-    resumed = read(path, ":")
-    np.testing.assert_allclose(resumed[-1].positions, expected[-1].positions, rtol=0, atol=1e-10)
-    assert resumed[-1].get_total_energy() == pytest.approx(
-        expected[-1].get_total_energy(), abs=1e-9
-    )
+    check_end(go_on(lab, frames[-1], path, 5)[-1], whole[-1])
 
 
 KILLED = """
@@ -214,7 +244,7 @@ dynamics.run(20)
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_a_trajectory_that_can_be_read(lab, tmp_path) -> None:
+def test_a_killed_run_leaves_a_trajectory_and_goes_on(lab, tmp_path, whole) -> None:
     atoms, _ = start(lab, tmp_path / "unused.traj")
     atoms.calc = None
     with Trajectory(str(tmp_path / "start.traj"), "w") as trajectory:
@@ -231,4 +261,5 @@ def test_a_killed_run_leaves_a_trajectory_that_can_be_read(lab, tmp_path) -> Non
     assert run.returncode == -9, run.stderr
     frames = read(tmp_path / "run.traj", ":")
     assert len(frames) in (6, 7)
-    assert np.isfinite(frames[-1].get_potential_energy()) and frames[-1].get_momenta().any()
+    resumed = go_on(lab, frames[-1], tmp_path / "run.traj", 13 - len(frames))
+    check_end(resumed[-1], whole[-1])

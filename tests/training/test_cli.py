@@ -4,6 +4,7 @@ import csv
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,20 @@ def test_fit_stop_go_on_validate_test_predict(config, tmp_path):
     assert float(tested["test/energy_mae_meV"]) == pytest.approx(1e3 * error, rel=1e-5)
     with pytest.raises(FileNotFoundError, match="`ckpt_path` = best: there is no"):
         make_cli(["test", *start, "--ckpt_path=best", "--trainer.default_root_dir=/nowhere"])
+
+
+def test_the_quickstart_trains(tmp_path):
+    """On the frames of the repository, for two steps of two batches."""
+    raw = tmp_path / "ethanol" / "raw"
+    shutil.copytree(ROOT / "examples" / "data" / "ethanol" / "raw", raw)
+    sizes = {"train_size": 20, "val_size": 4, "test_size": 4, "train.init_args.root": tmp_path}
+    options = [f"--data.{name}={value}" for name, value in sizes.items()]
+    options += ["--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    options += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
+    make_cli(["fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), *options])
+    assert {step for step, key in rows(tmp_path / "run") if key == "train/loss"} == set(range(4))
+    model = E2FormerPotential.load(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    assert model.elements == [1, 6, 8]
 
 
 def test_the_command(monkeypatch, capsys):

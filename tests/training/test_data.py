@@ -10,6 +10,7 @@ from small_runs import MODEL, Frames, make_module, make_trainer
 from e2former_pyg import E2FormerProperty
 from e2former_pyg.data import NPZDataset
 from e2former_pyg.training import E2FormerPropertyModule, GraphDataModule, PredictionWriter
+from e2former_pyg.transforms import RadiusGraph
 
 
 @pytest.fixture
@@ -76,6 +77,19 @@ def test_bounds():
         assert max(getattr(batch, size) for batch in train) <= 12
         assert max(getattr(batch, size) for batch in val) <= 24
         assert max(getattr(batch, size) for batch in val[:1]) > 8
+
+
+def test_bound_of_edges():
+    frames = Frames(30)
+    frames.frames = [RadiusGraph(2.0)(frame) for frame in frames.frames]
+    edges = [frame.num_edges for frame in frames.frames]
+    bound = 3 * max(edges)
+    data = GraphDataModule(frames, val_size=10, max_edges=bound)
+    data.setup("fit")
+    batches = [*data.train_dataloader(), *data.val_dataloader()]
+    assert max(batch.num_edges for batch in batches) <= bound
+    assert max(batch.num_edges for batch in batches) > bound - max(edges)
+    assert sum(batch.num_edges for batch in batches) == sum(edges)
 
 
 @pytest.mark.parametrize(

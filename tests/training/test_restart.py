@@ -12,6 +12,7 @@ import pytest
 import small_runs
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from small_runs import STEPS, Record, last, make_module, make_trainer, run
 from torch_geometric.data import Batch
 
@@ -87,6 +88,21 @@ def test_sigkill(whole, tmp_path):
     print(f"killed at {kill_at}, goes on with step {record.steps[0][0]}")
     assert 4 < record.steps[0][0] <= kill_at + 1
     assert_same(whole, whole[0].steps[:kill_at], record.steps, module)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(whole, tmp_path):
+    class Full(TorchCheckpointIO):
+        def save_checkpoint(self, checkpoint, path, storage_options=None):
+            if checkpoint["global_step"] > 4:
+                Path(path).write_bytes(b"half")
+                raise OSError("no space left on device")
+            super().save_checkpoint(checkpoint, path, storage_options)
+
+    with pytest.raises(OSError, match="no space left"):
+        run(tmp_path, plugins=[Full()])
+    record, module = run(tmp_path, resume=True, seed=77)
+    assert record.steps[0][0] == 5
+    assert_same(whole, whole[0].steps[:4], record.steps, module)
 
 
 def test_workers(whole, tmp_path):
