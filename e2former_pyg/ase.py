@@ -178,7 +178,11 @@ class E2FormerCalculator(Calculator):
             stress=stress,
             **labels,
         )
-        self.results = self._as_results(out, stress)
+        results = self._as_results(out, stress)
+        if len(system_changes) == 0:
+            # Asked for later: what was given out before stays, to the last bit.
+            results |= self.results
+        self.results = results
 
     @torch.no_grad()
     def _evaluate(
@@ -216,7 +220,8 @@ class E2FormerCalculator(Calculator):
     def _on_device(self, cell: Tensor) -> Tensor:
         """The cell as the potential reads it, the same tensor for the same cell."""
         if self._cell is None or not torch.equal(cell, self._cell[0]):
-            self._cell = cell.clone(), cell.to(self.device)
+            own = cell.clone()
+            self._cell = own, own.to(self.device)
         return self._cell[1]
 
     def _check_system(self, atoms: Atoms, solid: bool) -> None:

@@ -155,6 +155,14 @@ def test_dynamics_and_mace_in_the_readme() -> None:
     ase, torchsim = steps["ase/10240"], steps["torchsim/10240"]
     assert f"takes {ase['step_ms']:.0f} ms with ASE and {torchsim['step_ms']:.0f} ms" in text
     assert f"{ase['ratio']:.1f} and {torchsim['ratio']:.1f} times less than MACE's" in text
+    peers = json.loads((results / "peers_h200.json").read_text())
+    (mace,) = (r["peer_ms"] for r in peers if r["case"] == "mace/model/energy+forces/10240")
+    hidden = f"{mace / ase['step_ms']:.1f} and {mace / torchsim['step_ms']:.1f}"
+    assert f"and {hidden} times less than with most of its launches hidden" in text
+    models = {r["case"]: r for r in json.loads((results / "model_h200.json").read_text())}
+    large = models["largest/checkpointing"]
+    size = f"{large['ours_ms'] / 1e3:.1f} s and {large['peak_mib'] / 1024:.0f} GiB"
+    assert f"{size} ({large['atoms']:,}, with" in text
     ratios = {
         run["atoms"]: run["peer_ms"] / run["ours_ms"]
         for run in json.loads((results / "peers_h200.json").read_text())

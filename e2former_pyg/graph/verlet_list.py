@@ -19,7 +19,7 @@ class _Built(NamedTuple):
 
     edge_index: EdgeIndex
     image: Tensor
-    # Beside the positions, from which it is seen whether the list still serves.
+    # The others are on the device of the positions, where it is seen whether the list still serves.
     pos: Tensor
     graph: Tensor | None
     cells: Tensor
@@ -161,10 +161,10 @@ class VerletList:
             reference = (reference.unsqueeze(1) @ strain).squeeze(1)
         moved = pos - reference
         moved = moved - _mean(moved, batch, cells.size(0))
-        # On a CPU this product sums three numbers several times as fast as `sum`.
-        lengths = (moved.square() @ moved.new_ones(3)).sqrt()
+        # Three numbers are summed several times as fast so as by `sum` on a CPU.
+        x, y, z = moved.square().unbind(1)
         # Written so that values which are not finite fail.
-        return bool((2 * lengths <= allowed).all())
+        return bool((2 * (x + y + z).sqrt() <= allowed).all())
 
     def _build(self, pos: Tensor, batch: Tensor | None, cells: Tensor, periodic: Tensor) -> _Built:
         size, device = pos.size(0), self.device or pos.device

@@ -67,7 +67,12 @@ class InferencePotential:
         self._captured: dict[tuple[Any, ...], _Replay | None] = {}
         self._checked = _Remembered()
         self._edges = _Remembered()
-        self._repeated = RepeatedEvaluation(self.potential)
+        # A trace each without and with the stress, which may be asked for now and then.
+        self._repeated = {with_: RepeatedEvaluation(self.potential) for with_ in (False, True)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # CUDA graphs cannot be copied; copies capture their own.
+        return {**self.__dict__, "_captured": {}}
 
     @property
     def cutoff(self) -> float:
@@ -112,7 +117,7 @@ class InferencePotential:
                 return self._replay(inputs, num_graphs)
             inputs = without_long_edges(inputs, self.cutoff)
         if inputs.pos.device.type == "cpu" and type(self.potential.backbone) is E2Former:
-            return self._repeated(inputs)
+            return self._repeated[self.potential.stress](inputs)
         return self.potential._evaluate(inputs, differentiable=False)
 
     def _learn_elements(self, z: Tensor) -> None:
@@ -123,7 +128,8 @@ class InferencePotential:
         fix_elements(self._networks, sorted(present | self._elements), z.device)
         self._elements |= present
         self._captured.clear()
-        self._repeated.reset()
+        for repeated in self._repeated.values():
+            repeated.reset()
 
     def _replay(self, inputs: GraphInput, num_graphs: int) -> PotentialOutput:
         size = (inputs.z.size(0), inputs.z.size(0))

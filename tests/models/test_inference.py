@@ -1,5 +1,8 @@
 """The fast path of potentials gives what potentials give."""
 
+import pickle
+from copy import deepcopy
+
 import pytest
 import torch
 from torch_geometric import EdgeIndex
@@ -365,3 +368,15 @@ def test_few_graphs_are_kept(lab):
         z, pos = (tensor.cuda() for tensor in lab.molecule(atoms))
         fast(torch.full_like(z, 6), pos)
     assert len(fast._captured) == 8
+
+
+@devices
+def test_copies(lab, device):
+    model = lab.make("potential").to(device)
+    fast = model.compile_for_inference()
+    z, pos = (tensor.to(device) for tensor in lab.molecule())
+    for _ in range(2):  # on a GPU there is a graph now
+        expected = fast(z, pos)
+    for same in (deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        for _ in range(2):
+            assert max(differences(same(z, pos), expected)) < 1e-12

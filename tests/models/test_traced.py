@@ -72,6 +72,19 @@ def test_a_molecule_that_moves(lab, made, options, dtype):
         agree(found, copies)
 
 
+def test_stress_now_and_then(lab, made):
+    """A trace each with and without it, neither of which is given up."""
+    model = lab.make("potential", num_layers=1, stress=True)
+    fast = model.compile_for_inference()
+    z, pos, cell = lab.crystal()
+    edge_index, edge_shift = radius_graph(pos, model.cutoff + 1.0, cell=cell)
+    for step in range(12):
+        fast.potential.stress = model.stress = step % 2 == 0
+        system = {"edge_index": edge_index, "edge_shift": edge_shift, "cell": cell}
+        agree(*(each(z, moved(pos, step), **system) for each in (fast, model)))
+    assert len(made) == 2
+
+
 def test_a_crystal_whose_cell_changes(lab, made):
     model = lab.make("potential", num_layers=1, stress=True, repulsion=True)
     fast = model.compile_for_inference()
