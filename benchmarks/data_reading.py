@@ -12,7 +12,8 @@ writes ``results/data_reading_cpu.json``, in less than three minutes where two c
   the eager training step of ``train_step.py`` (10 molecules, one thread). What a batch and a step
   cost in CPU time tells how many steps one worker can feed, whatever else the machine does;
   measured as well is how long steps wait for their batches with two workers, which includes taking
-  the tensors over from another process. ``npz-with-edges`` keeps the edges in memory.
+  the tensors over from another process. ``npz-with-edges`` keeps the edges in memory; ``alloys``
+  are the bundled ones, periodic, with the same model.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ from torch_geometric.loader import DataLoader
 from e2former_pyg.transforms import RadiusGraph
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+from alloy_training import RAW as ALLOYS
 from ethanol_data import load_ethanol
 from ethanol_settings import MODEL
 from gradients import EagerGradients
 from training import endless, fit_references, keep_freed_memory
 
 from e2former_pyg import E2FormerPotential
+from e2former_pyg.data import NPZDataset
 
 MIB = 1 << 20
 BATCH_SIZE = 10
@@ -106,10 +109,10 @@ def ethanol() -> Molecule:
     return Molecule(frames[0].z.numpy(), pos, energy[:, 0], forces)
 
 
-def train(dataset: Dataset, steps: int) -> dict[str, Any]:
+def train(dataset: Dataset, steps: int, elements: list[int] | None) -> dict[str, Any]:
     """Times training steps, their batches, and what they wait for these with two workers."""
     torch.manual_seed(0)
-    model = E2FormerPotential(**MODEL)
+    model = E2FormerPotential(**MODEL | {"elements": elements})
     fit_references(model, [dataset[index] for index in range(100)])
     model.train()
     gradients = EagerGradients(model, 0.03)
@@ -179,13 +182,16 @@ def run(records: int, steps: int, folder: Path) -> list[dict[str, Any]]:
         if layout == "npz":
             cases["npz-with-edges"] = {"pre_transform": edges}
         for name, options in cases.items():
-            record = {"case": f"data-reading/train/{name}"} | train(read(path, **options), steps)
-            print(
-                f"{record['case']:34}{record['batch_cpu_ms']:6.1f} ms of the CPU for a batch, "
-                f"{record['step_cpu_ms']:.1f} for a step; with {WORKERS} workers steps wait for "
-                f"{100 * record['share_of_time_waiting']:.1f} % of the time"
-            )
-            out.append(record)
+            found = train(read(path, **options), steps, MODEL["elements"])
+            out.append({"case": f"data-reading/train/{name}"} | found)
+    alloys = NPZDataset(str(ALLOYS), split="train", transform=edges)
+    out.append({"case": "data-reading/train/alloys"} | train(alloys, steps, None))
+    for record in out[len(LAYOUTS) :]:
+        print(
+            f"{record['case']:34}{record['batch_cpu_ms']:6.1f} ms of the CPU for a batch, "
+            f"{record['step_cpu_ms']:.1f} for a step; with {WORKERS} workers steps wait for "
+            f"{100 * record['share_of_time_waiting']:.1f} % of the time"
+        )
     return out
 
 

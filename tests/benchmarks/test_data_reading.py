@@ -40,7 +40,8 @@ def test_measurements(tmp_path, capsys):
     records = {record["case"]: record for record in data_reading.run(100, 3, tmp_path)}
     kinds = ("read", "train")
     cases = [f"data-reading/{kind}/{name}" for kind in kinds for name in LAYOUTS]
-    assert list(records) == [*cases, "data-reading/train/npz-with-edges"]
+    others = [f"data-reading/train/{name}" for name in ("npz-with-edges", "alloys")]
+    assert list(records) == [*cases, *others]
     for layout in LAYOUTS:
         read, train = (records[f"data-reading/{kind}/{layout}"] for kind in kinds)
         assert read["records"] == read["reads"] == (100 if layout == "spice" else 20)
@@ -50,7 +51,7 @@ def test_measurements(tmp_path, capsys):
         assert 0 <= train["wait_ms"] <= train["step_ms"]
         assert 0 <= train["share_of_time_waiting"] < 1
         assert train["batch_cpu_ms"] > 0 and train["step_cpu_ms"] > 0
-    assert capsys.readouterr().out.count("data-reading/") == 7
+    assert capsys.readouterr().out.count("data-reading/") == 8
 
 
 @LINUX
