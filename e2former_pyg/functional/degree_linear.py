@@ -153,7 +153,7 @@ class _Products(torch.autograd.Function):
         if not transposed:
             return torch.cat(products).transpose(0, 1)
         rows = [row for product in products for row in product.unbind(0)]
-        return torch.cat(rows, dim=1).view(x.size(0), -1, channels)
+        return torch.cat(rows, dim=1).unflatten(1, (-1, channels))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
