@@ -111,7 +111,8 @@ def build_model(
 ) -> Model:
     """Builds a ``cls`` from its configuration and the weights that were found at ``path``."""
     try:
-        model = cls(**config)
+        # Files without it are of models whose last block computed all degrees.
+        model = cls(**{"lmax_out": config["lmax"], **config})
         # The dtype of the parameters is the model's; references stay in float64 anyway.
         names = [key for key, _ in model.named_parameters()]
         dtypes = {state[key].dtype for key in names}

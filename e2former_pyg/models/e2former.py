@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from .embedding import AtomEmbedding
 from .graphs import GraphInput, check_atoms, sorted_edges
 
 
+_LMAX = 2
+
+
 class E2Former(nn.Module):
     r"""The backbone of the `"E2Former-V2" <https://arxiv.org/abs/2601.16622>`_ paper: embeddings
     of elements and of the surroundings of each atom, transformer blocks with equivariant
@@ -28,6 +32,8 @@ class E2Former(nn.Module):
         x_i^{(0)} &= t_{z_i} \oplus \mathrm{Conv}(t)_i
 
         x_i^{(n+1)} &= \mathrm{Block}_n(x^{(n)})_i
+
+    The last block computes no degrees above :obj:`lmax_out`, which nothing reads.
 
     The element's own embedding :math:`t_{z_i}` keeps a lone atom from being a zero vector. The
     initial features of all degrees come from the same on-the-fly operation as the rest, so
@@ -41,6 +47,7 @@ class E2Former(nn.Module):
         hidden_channels (int, optional): Channels :math:`C` of each row. (default: :obj:`128`)
         num_layers (int, optional): Number of blocks. (default: :obj:`4`)
         lmax (int, optional): Highest degree. (default: :obj:`2`)
+        lmax_out (int, optional): Highest degree of the output. (default: :obj:`lmax`)
         heads (int, optional): Number of heads. (default: :obj:`8`)
         order (int or set, optional): The degrees of the harmonics in the attention.
             (default: :obj:`(0, 1)`)
@@ -82,15 +89,16 @@ class E2Former(nn.Module):
     Shapes:
         - **input:** atomic numbers :math:`(N)`, positions in Å :math:`(N, 3)`, graph of each
           atom :math:`(N)` *(optional)*
-        - **output:** :math:`(N, (l_{\max}+1)^2, C)`
+        - **output:** :math:`(N, (l_\mathrm{out}+1)^2, C)`
     """
 
     def __init__(
         self,
         hidden_channels: int = 128,
         num_layers: int = 4,
-        lmax: int = 2,
+        lmax: int = _LMAX,
         *,
+        lmax_out: int | None = None,
         heads: int = 8,
         order: int | Iterable[int] = (0, 1),
         cutoff: float = 5.0,
@@ -115,6 +123,10 @@ class E2Former(nn.Module):
             raise ValueError(f"`num_layers` must not be negative, got {num_layers}")
         if not 0 <= lmax <= 8:
             raise ValueError(f"`lmax` must lie in 0..8, got {lmax}")
+        if lmax_out is None:
+            lmax_out = lmax
+        if not 0 <= lmax_out <= lmax:
+            raise ValueError(f"`lmax_out` must lie in 0..{lmax}, up to `lmax`, got {lmax_out}")
         for name, size in (
             ("hidden_channels", hidden_channels),
             ("heads", heads),
@@ -132,6 +144,7 @@ class E2Former(nn.Module):
             "hidden_channels": hidden_channels,
             "num_layers": num_layers,
             "lmax": lmax,
+            "lmax_out": lmax_out,
             "heads": heads,
             "order": list(orders),
             "cutoff": cutoff,
@@ -154,8 +167,10 @@ class E2Former(nn.Module):
         self.hidden_channels = hidden_channels
         self.num_layers = num_layers
         self.lmax = lmax
+        self.lmax_out = lmax_out
         self.cutoff = float(cutoff)
         self.lmax_harmonics = max(lmax, *orders)
+        degrees = [lmax] * num_layers + [lmax_out]  # of the features before and after each block
         shared: dict[str, Any] = {
             "heads": heads,
             "cutoff": cutoff,
@@ -170,9 +185,9 @@ class E2Former(nn.Module):
         self.surroundings = E2FormerConv(
             hidden_channels,
             hidden_channels,
-            lmax,
+            degrees[0],
             lmax_in=0,
-            order=range(lmax + 1),
+            order=range(degrees[0] + 1),
             avg_num_neighbors=avg_num_neighbors,
             root_weight=False,
             **{("groups" if key == "heads" else key): value for key, value in shared.items()},
@@ -180,7 +195,8 @@ class E2Former(nn.Module):
         self.blocks = nn.ModuleList(
             E2FormerBlock(
                 hidden_channels,
-                lmax,
+                after,
+                lmax_in=before,
                 hidden_channels=ffn_channels,
                 order=orders,
                 qk_channels=qk_channels,
@@ -189,9 +205,9 @@ class E2Former(nn.Module):
                 dropout=dropout,
                 **shared,
             )
-            for _ in range(num_layers)
+            for before, after in pairwise(degrees)
         )
-        self.norm = RMSNorm(hidden_channels, lmax) if final_norm else None
+        self.norm = RMSNorm(hidden_channels, lmax_out) if final_norm else None
         self.activation_checkpointing = False
 
     def reset_parameters(self) -> None:
@@ -287,3 +303,10 @@ class E2Former(nn.Module):
             f"{self.__class__.__name__}({self.hidden_channels}, num_layers={self.num_layers}, "
             f"lmax={self.lmax}, cutoff={self.cutoff})"
         )
+
+
+def set_lmax_out(backbone_kwargs: dict[str, Any], degree: int) -> None:
+    """Sets the degree that a model's heads read, or the highest that a backbone with these arguments
+    has, unless they name one.
+    """
+    backbone_kwargs.setdefault("lmax_out", min(degree, backbone_kwargs.get("lmax", _LMAX)))

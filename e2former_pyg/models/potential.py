@@ -14,7 +14,7 @@ from ..graph import as_cell, volume
 from ..nn.linear import Linear
 from ..precision import without_autocast
 from .checkpoint import load_checkpoint, save_checkpoint
-from .e2former import E2Former
+from .e2former import E2Former, set_lmax_out
 from .graphs import GraphInput, as_input, check_atoms, sorted_edges, sum_over_graphs
 from .references import ElementReferences
 from .repulsion import ZBLRepulsion
@@ -56,7 +56,9 @@ class E2FormerPotential(nn.Module):
         repulsion (bool, optional): If set to :obj:`True`, nuclei repel each other at short
             distances as in :class:`~e2former_pyg.models.ZBLRepulsion`, in training as well. Not
             with direct forces. (default: :obj:`False`)
-        **backbone_kwargs (optional): Arguments of :class:`E2Former`.
+        **backbone_kwargs (optional): Arguments of :class:`E2Former`. Here :obj:`lmax_out` is by
+            default the degree that is read, 0, or 1 with direct forces; :obj:`None` is
+            :obj:`lmax`.
 
     Shapes:
         - **input:** a :class:`~torch_geometric.data.Data` or
@@ -81,6 +83,7 @@ class E2FormerPotential(nn.Module):
             raise ValueError(
                 f"`backbone` was given together with its arguments {sorted(backbone_kwargs)}"
             )
+        set_lmax_out(backbone_kwargs, 1 if forces == "direct" else 0)
         self.backbone = E2Former(**backbone_kwargs) if backbone is None else backbone
         self.forces = forces
         self.stress = stress
@@ -90,8 +93,10 @@ class E2FormerPotential(nn.Module):
         )
         self.force_gate = self.force_head = None
         if forces == "direct":
-            if self.backbone.lmax < 1:
-                raise ValueError("`forces` = 'direct' needs a backbone with lmax >= 1, got 0")
+            if self.backbone.lmax_out < 1:
+                raise ValueError(
+                    "`forces` = 'direct' needs a backbone with vectors, of lmax_out >= 1, got 0"
+                )
             self.force_gate = nn.Linear(channels, channels)
             self.force_head = nn.Linear(channels, 1, bias=False)
         self.references = ElementReferences()

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 from ..checks import check_shape
 from ..nn import GatedFeedForward
 from .checkpoint import load_checkpoint, save_checkpoint
-from .e2former import E2Former
+from .e2former import E2Former, set_lmax_out
 from .graphs import as_input, check_atoms, sum_over_graphs
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class E2FormerProperty(nn.Module):
             :obj:`None` for properties of atoms. (default: :obj:`"sum"`)
         backbone (E2Former, optional): The backbone. (default: :obj:`None`, an
             :class:`E2Former` made from :obj:`**backbone_kwargs`)
-        **backbone_kwargs (optional): Arguments of :class:`E2Former`.
+        **backbone_kwargs (optional): Arguments of :class:`E2Former`. Here :obj:`lmax_out` is by
+            default the highest degree of :obj:`out`; :obj:`None` is :obj:`lmax`.
 
     Shapes:
         - **input:** a :class:`~torch_geometric.data.Data` or
@@ -71,12 +72,14 @@ class E2FormerProperty(nn.Module):
             irreps = Irreps(out)
         except (ValueError, TypeError, AssertionError) as error:
             raise ValueError(f"`out` must be valid e3nn irreps, got {out!r}") from error
-        self.backbone = E2Former(**backbone_kwargs) if backbone is None else backbone
         self.entries = [(entry.mul, entry.ir.l) for entry in irreps if entry.mul > 0]
-        if not self.entries or max(degree for _, degree in self.entries) > self.backbone.lmax:
+        degree = max((degree for _, degree in self.entries), default=0)
+        set_lmax_out(backbone_kwargs, degree)
+        self.backbone = E2Former(**backbone_kwargs) if backbone is None else backbone
+        if not self.entries or degree > self.backbone.lmax_out:
             raise ValueError(
-                f"`out` must hold degrees up to the backbone's lmax = {self.backbone.lmax}, "
-                f"got {out}"
+                "`out` must hold degrees up to the backbone's lmax_out = "
+                f"{self.backbone.lmax_out}, got {out}"
             )
         unnatural = any(entry.ir.p != (-1) ** entry.ir.l for entry in irreps)
         if self.backbone.config["parity"] == "o3" and unnatural:
@@ -84,7 +87,7 @@ class E2FormerProperty(nn.Module):
         self.out = str(irreps)
         self.reduce = reduce
         channels = self.backbone.hidden_channels
-        self.feed_forward = GatedFeedForward(channels, self.backbone.lmax)
+        self.feed_forward = GatedFeedForward(channels, self.backbone.lmax_out)
         self.heads = nn.ModuleList(
             nn.Linear(channels, mul, bias=degree == 0) for mul, degree in self.entries
         )

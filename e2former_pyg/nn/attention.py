@@ -21,7 +21,7 @@ from ..functional.torch_backend import Spec, attention_logits, directional_term
 from ..graph import CSRNeighborhood
 from ..radial import RadialSplines, evaluate_splines, spline_cells
 from .invariants import BilinearInvariants
-from .linear import DegreeLinear, check_addend
+from .linear import DegreeLinear, check_addend, with_degrees
 from .message_passing import EquivariantMessagePassing, OptPairTensor
 
 _QK_NORM_EPS = 1e-5
@@ -184,7 +184,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         else:
             self.lin_query = BilinearInvariants(target, size, self.lmax_in)
             self.lin_key = BilinearInvariants(source, size, self.lmax_in)
-        self.lin_value = DegreeLinear(source, out_channels, self.lmax_in, bias=False)
+        self.lin_value = DegreeLinear(source, out_channels, self.lmax_value, bias=False)
         self.lin_direction = None
         if directional:
             self.lin_direction = DegreeLinear(target, heads, self.lmax_in, bias=False)
@@ -303,7 +303,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         rows = self.propagate(
             graph.edge_index,
             size=None,
-            v=(self.lin_value(x_src), None),
+            v=(self.lin_value(with_degrees(x_src, self.lmax_value)), None),
             neighborhood=graph.neighborhood,
             seed=seed,
             **inputs,

@@ -13,6 +13,7 @@ from ..functional.inputs import PairTensor, as_pair
 from ..functional.sharing import SharedGeometry
 from .attention import E2FormerAttention
 from .feed_forward import GatedFeedForward
+from .linear import with_degrees
 from .norm import RMSNorm
 
 
@@ -27,17 +28,19 @@ class E2FormerBlock(nn.Module):
 
     Args:
         channels (int): Size of each row, divisible by :obj:`heads`.
-        lmax (int): Highest degree.
+        lmax (int): Highest degree of the output.
+        lmax_in (int, optional): Highest degree of the input, of which the residual connection
+            carries degrees up to :obj:`lmax`. (default: :obj:`lmax`)
         heads (int, optional): Number of heads. (default: :obj:`8`)
         hidden_channels (int, optional): Size of the hidden rows of the feed-forward network.
             (default: :obj:`channels`)
         **kwargs (optional): Additional arguments of :class:`E2FormerAttention`, of which
             :obj:`root_weight` is :obj:`False` by default, since the residual connection carries
-            the node's own features, and :obj:`lmax_in` can only be :obj:`lmax`.
+            the node's own features.
 
     Shapes:
-        - **input:** as :class:`E2FormerAttention`, :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`, or
-          :math:`(|\mathcal{V}|, C)` if :math:`l_{\max} = 0`, or a pair of these of sources and
+        - **input:** as :class:`E2FormerAttention`, :math:`(|\mathcal{V}|, (l_\mathrm{in}+1)^2, C)`,
+          or :math:`(|\mathcal{V}|, C)` if :math:`l_\mathrm{in} = 0`, or a pair of these of sources and
           targets, whose features are of one kind; positions and image offsets in Å
         - **output:** :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`, of the targets. If
           :obj:`return_attention_weights=True`, then :math:`(\mathrm{output},
@@ -49,20 +52,22 @@ class E2FormerBlock(nn.Module):
         channels: int,
         lmax: int,
         *,
+        lmax_in: int | None = None,
         heads: int = 8,
         hidden_channels: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        if kwargs.get("lmax_in") not in (None, lmax):
-            raise ValueError(f"`lmax_in` must be `lmax` = {lmax}, got {kwargs['lmax_in']}")
         self.channels = channels
         self.lmax = lmax
+        self.lmax_in = lmax if lmax_in is None else lmax_in
         self.heads = heads
         kwargs.setdefault("root_weight", False)
         # The norms need no weights of their own, since linear maps follow.
-        self.norm_attention = RMSNorm(channels, lmax, affine=False)
-        self.attention = E2FormerAttention(channels, channels, lmax, heads=heads, **kwargs)
+        self.norm_attention = RMSNorm(channels, self.lmax_in, affine=False)
+        self.attention = E2FormerAttention(
+            channels, channels, lmax, lmax_in=lmax_in, heads=heads, **kwargs
+        )
         self.norm_feed_forward = RMSNorm(channels, lmax, affine=False)
         self.feed_forward = GatedFeedForward(channels, lmax, hidden_channels)
 
@@ -141,7 +146,7 @@ class E2FormerBlock(nn.Module):
                 return_attention_weights,
                 strain=strain,
                 batch=batch,
-                residual=residual,
+                residual=with_degrees(residual, self.lmax),
             )
         out = result[0] if return_attention_weights else result
         normed, residual = self.norm_feed_forward(out, with_input=True)
@@ -150,7 +155,7 @@ class E2FormerBlock(nn.Module):
 
     def _features(self, name: str, x: Tensor) -> Tensor:
         check_tensor(name, x)
-        return x.unsqueeze(1) if x.dim() == 2 and self.lmax == 0 else x
+        return x.unsqueeze(1) if x.dim() == 2 and self.lmax_in == 0 else x
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}({self.channels}, lmax={self.lmax}, heads={self.heads})"

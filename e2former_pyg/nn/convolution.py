@@ -15,6 +15,7 @@ from ..functional.inputs import PairTensor, node_strain
 from ..functional.paths import as_orders
 from ..graph import CSRNeighborhood
 from ..radial import RadialSplines, evaluate_splines, spline_cells
+from .linear import with_degrees
 from .message_passing import EquivariantMessagePassing, OptPairTensor
 
 
@@ -179,7 +180,7 @@ class E2FormerConv(EquivariantMessagePassing):
         rows = self.propagate(
             graph.edge_index,
             size=None,
-            v=graph.x[0],
+            v=with_degrees(graph.x[0], self.lmax_value),
             pos=graph.pos,
             type=(radial.source_type, radial.target_type),
             radial=radial,

@@ -23,6 +23,14 @@ def check_addend(name: str, addend: Tensor | None, out: tuple[int, int, int], li
         check_dtype(name, addend, like.dtype)
 
 
+def with_degrees(x: Tensor, lmax: int) -> Tensor:
+    """Features of degrees up to ``lmax``: rows of others are left out, missing ones are zero."""
+    rows = (lmax + 1) ** 2
+    if x.size(1) == rows:  # the derivative of a slice, also of a whole one, is a copy into zeros
+        return x
+    return x[:, :rows] if x.size(1) > rows else nn.functional.pad(x, (0, 0, 0, rows - x.size(1)))
+
+
 class Linear(nn.Linear):
     r"""A :class:`torch.nn.Linear` of scalars :math:`(N, C)` that on a GPU takes the kernel of
     :class:`DegreeLinear`.

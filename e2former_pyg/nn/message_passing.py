@@ -18,7 +18,7 @@ from ..functional.paths import as_orders, coupling
 from ..functional.torch_backend import Spec
 from ..graph import CSRNeighborhood
 from ..radial import RadialNetwork, RadialSplines
-from .linear import DegreeLinear, PathLinear
+from .linear import DegreeLinear, PathLinear, with_degrees
 
 OptPairTensor = tuple[Tensor, Tensor | None]
 
@@ -98,7 +98,10 @@ class EquivariantMessagePassing(MessagePassing):
         self.backend = backend
 
         target = self._channels[1]
-        self.coupling = coupling(self.lmax_in, lmax, self.orders, parity)
+        paths = coupling(self.lmax_in, lmax, self.orders, parity).paths
+        # Of the sources, degrees that no path leads from are not read.
+        self.lmax_value = max(path.degree_in for path in paths)
+        self.coupling = coupling(self.lmax_value, lmax, self.orders, parity)
         self.radial = RadialNetwork(
             functions, num_radial, cutoff, elements=elements, pairs=pair_radial
         )
@@ -245,12 +248,7 @@ class EquivariantMessagePassing(MessagePassing):
             return self.mix(rows, residual, scale)
         if x_dst is None:
             raise ValueError("`x` must hold target features (x[1]) with root_weight=True")
-        rows_in = (self.lin_root.lmax + 1) ** 2
-        # The derivative of a slice, also of a whole one, is a copy into zeros.
-        root = self.lin_root(x_dst if x_dst.size(1) == rows_in else x_dst[:, :rows_in])
-        missing = (self.lmax + 1) ** 2 - rows_in
-        if missing > 0:
-            root = nn.functional.pad(root, (0, 0, 0, missing))
+        root = with_degrees(self.lin_root(with_degrees(x_dst, self.lin_root.lmax)), self.lmax)
         return self.mix(rows, root if residual is None else root + residual, scale)
 
     def _spec(self, dtype: torch.dtype, lmax_harmonics: int = 0) -> Spec:

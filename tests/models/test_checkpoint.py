@@ -13,7 +13,8 @@ from e2former_pyg.models import checkpoint
 
 KINDS = {"potential": E2FormerPotential, "property": E2FormerProperty}
 OTHER_SETTINGS = {
-    "lmax": 1,
+    "lmax": 2,
+    "lmax_out": 1,
     "order": (0, 1, 2),
     "parity": "o3",
     "elements": [8, 1, 6, 7],
@@ -66,6 +67,23 @@ def test_round_trip_is_exact(lab, tmp_path, kind, settings, dtype):
     if kind == "property":
         found, expected = [found], [expected]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_without_the_degree_of_the_output(lab, tmp_path, kind):
+    """They are from before there was one: the last block computed all degrees."""
+    model, path = lab.make(kind, lmax_out=2), tmp_path / "model.safetensors"
+    model.save(path)
+
+    def forget(state, metadata):
+        config = json.loads(metadata["config"])
+        assert config.pop("lmax_out") == 2
+        metadata["config"] = json.dumps(config)
+
+    rewrite(path, forget)
+    loaded = KINDS[kind].load(path)
+    assert loaded.backbone.lmax_out == 2
+    assert loaded.state_dict().keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])

@@ -143,6 +143,8 @@ def test_stress_needs_a_volume(lab, change):
         ({"num_layers": -1}, "num_layers"),
         ({"lmax": -1}, "lmax"),
         ({"lmax": 9}, "lmax"),
+        ({"lmax_out": -1}, "lmax_out"),
+        ({"lmax": 1, "lmax_out": 2}, "lmax_out"),
         ({"order": 9}, "order"),
         ({"order": ()}, "order"),
         ({"num_radial": 3}, "num_radial"),

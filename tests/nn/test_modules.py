@@ -264,16 +264,21 @@ def test_invariants():
 # Block #######################################################################
 
 
-def make_block(**kwargs):
+def make_block(lmax=2, **kwargs):
     torch.manual_seed(0)
-    return E2FormerBlock(8, 2, heads=4, **kwargs).double()
+    return E2FormerBlock(8, lmax, heads=4, **kwargs).double()
 
 
-def test_block(rotation, make_graph):
-    block, graph = make_block(edge_dim=2), make_graph(edge_dim=2)
-    assert str(block) == "E2FormerBlock(8, lmax=2, heads=4)"
+@pytest.mark.parametrize("lmax_in, lmax", [(2, 2), (2, 0), (2, 1), (1, 2), (0, 2)])
+def test_block(rotation, make_graph, lmax_in, lmax):
+    block = make_block(lmax, lmax_in=lmax_in, edge_dim=2)
+    graph = make_graph(lmax=lmax_in, edge_dim=2)
+    assert str(block) == f"E2FormerBlock(8, lmax={lmax}, heads=4)"
     out = block(**graph.arguments())
-    hidden = graph.x + block.attention(**graph.replace(x=block.norm_attention(graph.x)).arguments())
+    attended = block.attention(**graph.replace(x=block.norm_attention(graph.x)).arguments())
+    residual, both = torch.zeros_like(attended), (min(lmax_in, lmax) + 1) ** 2
+    residual[:, :both] = graph.x[:, :both]
+    hidden = residual + attended
     expected = hidden + block.feed_forward(block.norm_feed_forward(hidden))
     torch.testing.assert_close(out, expected)
     turned = graph.replace(x=turn(rotation, graph.x), pos=graph.pos @ rotation[1].T)
@@ -315,10 +320,9 @@ def test_block_of_scalars(make_graph):
 
 
 def test_block_refuses_bad_input(make_graph):
-    with pytest.raises(ValueError, match=r"`lmax_in`.*2.*1"):
-        make_block(lmax_in=1)
-    make_block(lmax_in=2)
     graph = make_graph()
+    with pytest.raises(ValueError, match=r"`x` must have shape \[N, 4, 8\], got \[8, 9, 8\]"):
+        make_block(lmax_in=1)(**graph.arguments())
     with pytest.raises(TypeError, match=r"`x\[1\]` must be a Tensor, got NoneType"):
         make_block()(**graph.replace(x=(graph.x, None)).arguments())
     with pytest.raises(TypeError, match=r"`x`.*float64.*float32"):
