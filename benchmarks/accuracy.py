@@ -1,4 +1,5 @@
-"""Accuracy after equal training time on a CPU: our models, PyG's SchNet and ViSNet.
+"""Accuracy after equal training time on a CPU: our models, PyG's SchNet, ViSNet and, where
+torch-sparse is installed, DimeNet++.
 
 Rows: 800 frames of one molecule (``ethanol``, ``malonaldehyde``, ``paracetamol``, ``aspirin``,
 ``ala_dipeptide``), the others for testing, at random by the seed; ``organic``, molecules of nine
@@ -28,6 +29,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from accuracy_dimenet import has_torch_sparse
 from accuracy_gpu import GPU_ROWS, GPU_SETTINGS, gpu_training, make_gpu_model
 from accuracy_models import make_model, settings_of
 from accuracy_rows import PROPERTIES, ROWS, load, measure, property_loss, trivial
@@ -38,7 +40,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 import alloy_training
 from training import Settings, train
 
-MODELS = ("e2former", "schnet", "visnet")
+MODELS = ("e2former", "schnet", "visnet", "dimenet")
 
 
 def run(row: str, name: str, seed: int, args: argparse.Namespace) -> None:
@@ -84,7 +86,7 @@ def run(row: str, name: str, seed: int, args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split(".")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the .npz files")
     parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW")
     parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL")
@@ -95,7 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
     add_arguments(parser, "accuracy", minutes=20.0, threads=1)
     args = parser.parse_args(arguments)
     rows = args.rows or (GPU_ROWS if args.gpu else ROWS)
-    models = args.models or (MODELS[:1] if args.gpu else MODELS)
+    available = MODELS if has_torch_sparse() else MODELS[:-1]
+    models = args.models or (MODELS[:1] if args.gpu else available)
     if args.gpu and (set(rows) - set(GPU_ROWS) or tuple(models) != MODELS[:1]):
         parser.error(f"--gpu is for rows {', '.join(GPU_ROWS)} and the model {MODELS[0]}")
     runs = list(product(rows, models, args.seeds))

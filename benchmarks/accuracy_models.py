@@ -1,4 +1,6 @@
-"""The models of the accuracy benchmark: ours, PyG's SchNet and ViSNet, all on given edges."""
+"""The models of the accuracy benchmark: ours, PyG's SchNet, ViSNet and DimeNet++, all on given
+edges.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy_dimenet import GivenDimeNet, has_torch_sparse
 from accuracy_rows import CUTOFF, PROPERTIES, Row
 from torch import Tensor, nn
 from torch_geometric.data import Batch
@@ -24,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "e2former": {"optimizer": "muon", "lr": 5e-3, "energy_weight": 0.03},
     "schnet": {"optimizer": "muon", "lr": 3e-3},
     "visnet": {"optimizer": "muon", "lr": 3e-3},
+    "dimenet": {"optimizer": "muon", "lr": 3e-3},
 }
 """Training settings of all rows but those below, where the peers keep their learning rate."""
 SMOOTH: dict[str, Any] = {"order": (0, 1, 2), "num_radial": 8}
@@ -54,12 +58,17 @@ class GivenEdges(nn.Module):
         self.edges, self.shift = data.edge_index, data.get("edge_shift")
         self.strain = None if strain is None else strain[data.batch[data.edge_index[0]]]
 
-    def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, ...]:
+    def vectors(self, pos: Tensor) -> tuple[Tensor, Tensor]:
+        """The edges and their vectors, from targets to sources."""
         vectors = pos.index_select(0, self.edges[0]) - pos.index_select(0, self.edges[1])
         if self.shift is not None:
             vectors = vectors + self.shift
         if self.strain is not None:
             vectors = vectors + (self.strain @ vectors.unsqueeze(-1)).squeeze(-1)
+        return self.edges, vectors
+
+    def forward(self, pos: Tensor, batch: Tensor) -> tuple[Tensor, ...]:
+        _, vectors = self.vectors(pos)
         lengths = vectors.norm(dim=-1)
         if not self.loops:
             return self.edges, lengths
@@ -70,10 +79,10 @@ class GivenEdges(nn.Module):
 
 
 class Peer(nn.Module):
-    """SchNet or ViSNet: a value of each graph.
+    """SchNet, ViSNet or DimeNet++: a value of each graph.
 
     Args:
-        name: ``"schnet"`` or ``"visnet"``.
+        name: ``"schnet"``, ``"visnet"`` or ``"dimenet"``.
         dipole: Whether SchNet gives the length of a dipole moment, from charges of atoms.
         mean: Whether values of atoms are averaged, not summed.
     """
@@ -93,6 +102,10 @@ class Peer(nn.Module):
                 readout="mean" if mean else "add",
                 dipole=dipole,
             )
+        elif name == "dimenet":
+            if not has_torch_sparse():
+                raise ImportError("`dimenet` needs torch-sparse: pip install torch-sparse")
+            self.network = GivenDimeNet(self.distance.vectors, CUTOFF, mean)
         else:
             reduce = "mean" if mean else "sum"
             self.network = ViSNet(

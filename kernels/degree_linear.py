@@ -2,9 +2,10 @@
 
 An input row holds the channels of one or more paths side by side, as many in each row of a degree:
 ``out[n, (l, m)] = x[n, (l, m)] @ weight[l]``. Features are read and written node by node, as they
-lie. Unless TF32 was asked for, products of float32 numbers are sums of six products of bfloat16
-numbers or of three of TF32 numbers, whose errors are those of float32. For many nodes, matrices are
-split into bfloat16 numbers once.
+lie. Unless TF32 was asked for, products of float32 numbers are sums of several products of shorter
+numbers, whose errors are those of float32: for few nodes six of bfloat16 or three of TF32, for many
+three of float16, into which matrices are split once. The range of float16 is small: rows are
+multiplied by powers of two before.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class Block(Hashed, _Block):
     """With a hash that is computed once."""
 
 
-# Products of float32 numbers as those of bfloat16 numbers into which matrices are split beforehand.
-SPLIT = tl.constexpr("split")
+# Products of float32 numbers as those of float16 numbers into which matrices are split beforehand.
+SPLIT = "split"
 # Nodes from which on that pays: it is a launch of its own, for tiles that a few nodes do not fill.
 _MANY = 2048
 
@@ -85,47 +86,57 @@ def _load(pointer, inside, WHOLE: tl.constexpr):
 
 @triton.jit
 def _split(x):
-    """Three bfloat16 numbers whose sum is ``x`` to the precision of float32."""
-    high = x.to(tl.bfloat16)
-    rest = x - high.to(tl.float32)
-    middle = rest.to(tl.bfloat16)
-    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
-    return high, middle, low
+    """Two float16 numbers for each of ``x [M, K]``, whose sum is ``x`` times a power of two for its
+    row, to 22 bits; and the inverse of the power, ``[M, 1]``.
+
+    The largest of a row comes to lie in [2^14, 2^15). Numbers down to 2^-17 of it keep their 22
+    bits, errors of smaller ones are less than 2^-39 of it.
+    """
+    largest = tl.max(tl.abs(x), axis=1, keep_dims=True)
+    # The exponent, of nearly zero that of 2^-96, so that the power and its inverse are normal.
+    exponent = tl.maximum(largest.to(tl.int32, bitcast=True) & 0x7F800000, 31 << 23)
+    power = ((141 << 23) - (exponent - (127 << 23))).to(tl.float32, bitcast=True)
+    inverse = (exponent - (14 << 23)).to(tl.float32, bitcast=True)
+    x = x * power
+    high = x.to(tl.float16)
+    low = (x - high.to(tl.float32)).to(tl.float16)
+    return high, low, inverse
 
 
 # Sizes are no constants: what is compiled serves all of them.
-@triton.jit(do_not_specialize=["size"])
-def split_kernel(matrix, parts, size, BLOCK: tl.constexpr):
-    """Writes the high, middle and low parts of a matrix one after the other."""
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < size
-    high, middle, low = _split(tl.load(matrix + place, mask=inside, other=0.0))
+@triton.jit(do_not_specialize=["rows"])
+def split_kernel(
+    matrix, parts, inverses, rows, COLUMNS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Writes the high and low parts of a matrix one after the other, and the inverses."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, WIDTH)[None, :]
+    place = row * COLUMNS + column
+    inside = (row < rows) & (column < COLUMNS)
+    high, low, inverse = _split(tl.load(matrix + place, mask=inside, other=0.0))
     tl.store(parts + place, high, mask=inside)
-    tl.store(parts + size + place, middle, mask=inside)
-    tl.store(parts + 2 * size + place, low, mask=inside)
+    tl.store(parts + rows * COLUMNS + place, low, mask=inside)
+    tl.store(inverses + row, inverse, mask=row < rows)
 
 
 @triton.jit
 def _add_product(total, a, parts, size, inside, WHOLE: tl.constexpr):
-    """Adds ``a @ matrix`` as six products of parts, the least first; the other three are below the
-    precision of float32.
+    """Adds ``a`` times the split matrix, as three products; the fourth is below the precision of
+    float32.
     """
     b_high = _load(parts, inside, WHOLE)
-    b_middle = _load(parts + size, inside, WHOLE)
-    b_low = _load(parts + 2 * size, inside, WHOLE)
-    high, middle, low = _split(a)
-    small = tl.dot(low, b_high)
-    small = tl.dot(high, b_low, small)
-    small = tl.dot(middle, b_middle, small)
-    small = tl.dot(middle, b_high, small)
-    small = tl.dot(high, b_middle, small)
-    return total + tl.dot(high, b_high, small)
+    b_low = _load(parts + size, inside, WHOLE)
+    high, low, inverse = _split(a)
+    product = tl.dot(low, b_high)
+    product = tl.dot(high, b_low, product)
+    return total + tl.dot(high, b_high, product) * inverse
 
 
 @triton.jit(do_not_specialize=["nodes"])
 def rows_kernel(
     x,
     matrix,
+    inverses,
     bias,
     addend,
     out,
@@ -137,7 +148,7 @@ def rows_kernel(
 ):
     """Writes ``x @ matrix`` or, transposed, ``x @ matrix^T``, which has the rows of the input.
 
-    The matrix is in three parts if products are those of bfloat16 numbers.
+    With ``inverses`` the matrix is in two parts, whose rows are to be multiplied by these.
     """
     DEGREES: tl.constexpr = len(M.paths)
     IN: tl.constexpr = M.starts[DEGREES] * M.in_channels
@@ -175,12 +186,17 @@ def rows_kernel(
             a = _load(source + place[None, :], place[None, :] < summands, WHOLE)
             inside = (place[:, None] < summands) & (column < columns)
             where = factor + place[:, None] * STRIDE
-            if M.precision == SPLIT:
+            if inverses is not None:
                 SIZE: tl.constexpr = M.firsts[DEGREES] * M.in_channels * M.out_channels
+                if not TRANSPOSED:
+                    row_of_matrix = inverses + first + place[None, :]
+                    a *= _load(row_of_matrix, place[None, :] < summands, WHOLE)
                 total = _add_product(total, a, where, SIZE, inside, WHOLE and WIDE)
             else:
                 b = _load(where, inside, WHOLE and WIDE)
                 total = tl.dot(a, b, total, input_precision=M.precision)
+        if TRANSPOSED and inverses is not None:
+            total *= tl.load(inverses + first + column, mask=column < columns, other=0.0)
         if bias is not None:
             if row == 0:
                 total += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
@@ -278,7 +294,7 @@ def _size(n: int, largest: int) -> int:
 def exact_products(nodes: int, transposed: bool) -> str:
     """The precision of :func:`rows` whose errors are those of float32."""
     if nodes >= _MANY:
-        return str(SPLIT.value)
+        return SPLIT
     # TF32 products want the summands of both factors side by side, those of bfloat16 do not.
     return "tf32x3" if transposed else "bf16x6"
 
@@ -314,30 +330,32 @@ def rows(
         num_rows, width = degrees * degrees, out_channels
         columns, summands = out_channels, in_channels
     out = x.new_empty(nodes, num_rows, width)
+    matrix, inverses = matrix.contiguous(), None
+    if precision == SPLIT:
+        matrix, inverses = _parts(matrix)
     # A column block lies in one degree, whose columns it may exceed.
-    if precision == SPLIT.value:
-        block = _block(64, _size(width, 128), _size(summands, 64))
-        matrix = _parts(matrix.contiguous())
-    else:
-        block = _block(64, _size(width, 64), _size(summands, 32))
-        matrix = matrix.contiguous()
+    block = _block(64, _size(width, 128 if precision == SPLIT else 64), _size(summands, 32))
     blocks = ceil_div(columns, block.columns.value)
     programs = ceil_div(nodes, 64) * degrees * degrees * blocks
     if programs > 0:
         rows_kernel[(programs,)](
-            *(x, matrix, bias, addend, out, nodes, maps, block, blocks, transposed),
+            *(x, matrix, inverses, bias, addend, out, nodes, maps, block, blocks, transposed),
             num_warps=4,
-            num_stages=2 if precision == SPLIT.value else 3,
+            num_stages=3,
         )
     return out
 
 
-def _parts(matrix: Tensor) -> Tensor:
-    """The high, middle and low parts of a matrix."""
-    parts = matrix.new_empty(3, *matrix.shape, dtype=torch.bfloat16)
+def _parts(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The high and low parts of a matrix, and the factors of its rows."""
+    rows, columns = matrix.shape
+    parts = matrix.new_empty(2, rows, columns, dtype=torch.float16)
+    inverses = matrix.new_empty(rows)
     if matrix.numel() > 0:
-        split_kernel[ceil_div(matrix.numel(), 1024),](matrix, parts, matrix.numel(), 1024)
-    return parts
+        width = next_power_of_2(columns)
+        count = max(1024 // width, 1)
+        split_kernel[ceil_div(rows, count),](matrix, parts, inverses, rows, columns, count, width)
+    return parts, inverses
 
 
 def matrix(

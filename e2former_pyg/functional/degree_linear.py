@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def _multiplies_tf32(device: torch.device) -> bool:
     """Whether a GPU has the products that the kernel is made of."""
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _takes_kernel(x: Tensor) -> bool:
+    return x.is_cuda and has_triton() and _multiplies_tf32(x.device)
 
 
 def degree_linear(
@@ -55,7 +60,7 @@ def degree_linear(
         - **addend, output:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})`; transposed, the shape of
           **x**, which has theirs
     """
-    if x.is_cuda and has_triton() and _multiplies_tf32(x.device):
+    if _takes_kernel(x):
         # As autocast does with PyTorch's own products, which leaves float64 alone.
         if torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype("cuda")
@@ -69,6 +74,34 @@ def degree_linear(
             # Such as a residual connection beside products in half precision.
             return fused(x, weight, paths, bias, None, transposed) + addend
     return degree_linear_torch(x, weight, paths, bias, addend, transposed)
+
+
+def degree_linear_with_input(
+    x: Tensor, weight: Tensor, paths: Sequence[int], bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`degree_linear` and its input, for another map of it: on a GPU the kernel sums the
+    gradients of both, without another pass over the features.
+    """
+    if _takes_kernel(x) and x.dtype in _DTYPES and not torch.is_autocast_enabled("cuda"):
+        from .triton_linear import degree_linear_with_input as fused
+
+        return fused(x, weight, paths, bias)
+    return degree_linear(x, weight, paths, bias), x
+
+
+def lower_degree_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None
+) -> Tensor:
+    """Maps the rows of the degrees that have a matrix in ``weight``, ``[L + 1, C_in, C_out]``; rows
+    of higher ones are not read.
+    """
+    lower = (1,) * len(weight)
+    if not _takes_kernel(x):
+        return degree_linear(x[:, : len(weight) ** 2], weight.flatten(0, 1), lower, bias, addend)
+    # Transposed, the map can have degrees without paths: nothing is sliced, no gradient padded.
+    without = (0,) * (math.isqrt(x.size(1)) - len(weight))
+    weight = weight.transpose(1, 2).flatten(0, 1)
+    return degree_linear(x, weight, lower + without, bias, addend, transposed=True)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

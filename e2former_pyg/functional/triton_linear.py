@@ -60,20 +60,28 @@ def _setup_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate_map(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    _, *needed, of_addend, _, _, _ = ctx.needs_input_grad
+    gradients = _gradients(ctx, needed, grad, None)
+    return *gradients, grad if of_addend else None, None, None, None
+
+
+def _gradients(
+    ctx: Any, needed: Sequence[bool], grad: Tensor, addend: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients by the features, plus an addend, and by matrices and bias."""
     x, weight = ctx.saved_tensors
     paths, channels, transposed = ctx.settings
     grad_x = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[1]:
+    if needed[0]:
         grad_x = torch.ops.e2former_pyg.degree_linear(
-            grad, weight, None, None, paths, channels, not transposed
+            grad, weight, None, addend, paths, channels, not transposed
         )
-    if ctx.needs_input_grad[2] and is_read(ctx, 1):
+    if needed[1] and is_read(ctx, 1):
         pair = (grad, x) if transposed else (x, grad)
         grad_weight = torch.ops.e2former_pyg.degree_linear_weight(*pair, paths, channels)
-    if ctx.needs_input_grad[3]:
+    if needed[2]:
         grad_bias = grad[:, : paths[0] if transposed else 1].sum(0).flatten()
-    addend = grad if ctx.needs_input_grad[4] else None
-    return grad_x, grad_weight, grad_bias, addend, None, None, None
+    return grad_x, grad_weight, grad_bias
 
 
 def _weight(x: Tensor, grad: Tensor, paths: Sequence[int], channels: int) -> Tensor:
@@ -134,3 +142,31 @@ def degree_linear(
         x, weight, bias, addend, list(paths), channels, transposed
     )
     return out
+
+
+class _WithInput(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, paths: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.settings = paths, x.size(2), False
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        out = torch.ops.e2former_pyg.degree_linear(x, weight, bias, None, *ctx.settings)
+        return out, x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, addend: Tensor | None) -> tuple[Any, ...]:
+        if grad is None:
+            return addend, None, None, None
+        return *_gradients(ctx, ctx.needs_input_grad, grad, addend), None
+
+
+def degree_linear_with_input(
+    x: Tensor, weight: Tensor, paths: Sequence[int], bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As :func:`~e2former_pyg.functional.degree_linear.degree_linear_with_input`."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return degree_linear(x, weight, paths, bias), x
+    both: tuple[Tensor, Tensor] = _WithInput.apply(x, weight, bias, list(paths))
+    return both

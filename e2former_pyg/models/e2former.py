@@ -19,7 +19,6 @@ from ..nn import E2FormerBlock, E2FormerConv, RMSNorm
 from .embedding import AtomEmbedding
 from .graphs import GraphInput, check_atoms, sorted_edges
 
-
 _LMAX = 2
 
 
@@ -306,7 +305,7 @@ class E2Former(nn.Module):
 
 
 def set_lmax_out(backbone_kwargs: dict[str, Any], degree: int) -> None:
-    """Sets the degree that a model's heads read, or the highest that a backbone with these arguments
-    has, unless they name one.
+    """Sets the degree of the output to what a model's heads read, as far as a backbone with these
+    arguments has it, unless they name one.
     """
     backbone_kwargs.setdefault("lmax_out", min(degree, backbone_kwargs.get("lmax", _LMAX)))

@@ -21,7 +21,7 @@ from ..functional.torch_backend import Spec, attention_logits, directional_term
 from ..graph import CSRNeighborhood
 from ..radial import RadialSplines, evaluate_splines, spline_cells
 from .invariants import BilinearInvariants
-from .linear import DegreeLinear, check_addend, with_degrees
+from .linear import DegreeLinear, check_addend
 from .message_passing import EquivariantMessagePassing, OptPairTensor
 
 _QK_NORM_EPS = 1e-5
@@ -184,7 +184,9 @@ class E2FormerAttention(EquivariantMessagePassing):
         else:
             self.lin_query = BilinearInvariants(target, size, self.lmax_in)
             self.lin_key = BilinearInvariants(source, size, self.lmax_in)
-        self.lin_value = DegreeLinear(source, out_channels, self.lmax_value, bias=False)
+        self.lin_value = DegreeLinear(
+            source, out_channels, self.lmax_value, bias=False, lmax_in=self.lmax_in
+        )
         self.lin_direction = None
         if directional:
             self.lin_direction = DegreeLinear(target, heads, self.lmax_in, bias=False)
@@ -286,7 +288,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         seed = None
         if dropout > 0:
             seed = torch.randint(2**62, (), device="cpu").to(x_src.device)
-        q, k = self._query_key(x_src, x_dst)
+        q, k, x_src = self._query_key(x_src, x_dst)
         u = None if self.lin_direction is None else self.lin_direction(x_dst)
         inputs = {
             "q": (None, q),
@@ -303,7 +305,7 @@ class E2FormerAttention(EquivariantMessagePassing):
         rows = self.propagate(
             graph.edge_index,
             size=None,
-            v=(self.lin_value(with_degrees(x_src, self.lmax_value)), None),
+            v=(self.lin_value(x_src), None),
             neighborhood=graph.neighborhood,
             seed=seed,
             **inputs,
@@ -315,15 +317,19 @@ class E2FormerAttention(EquivariantMessagePassing):
         # A sparse adjacency keeps no order of edges for the weights to follow.
         return out, (graph.given if is_sparse(edge_index) else edge_index, alpha)
 
-    def _query_key(self, x_src: Tensor, x_dst: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries of the targets and keys of the sources, ``[N, heads, qk_channels]``."""
+    def _query_key(self, x_src: Tensor, x_dst: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the targets and keys of the sources, ``[N, heads, qk_channels]``, and the
+        sources, for their values.
+        """
         if self.lin_query_key is None:
             assert self.lin_query is not None and self.lin_key is not None
-            return self._by_head(self.lin_query(x_dst)), self._by_head(self.lin_key(x_src))
-        q, k = self._by_head(self.lin_query_key(x_src)).chunk(2, dim=1)
+            keys, sources = self.lin_key(x_src, with_input=True)
+            return self._by_head(self.lin_query(x_dst)), self._by_head(keys), sources
+        both, sources = self.lin_query_key(x_src, with_input=True)
+        q, k = self._by_head(both).chunk(2, dim=1)
         if x_src is not x_dst:
             q = self._by_head(self.lin_query_key(x_dst)).chunk(2, dim=1)[0]
-        return q, k
+        return q, k, sources
 
     def _by_head(self, invariants: Tensor) -> Tensor:
         rows = invariants.unflatten(-1, (-1, self.qk_channels))

@@ -39,9 +39,9 @@ class E2FormerBlock(nn.Module):
             the node's own features.
 
     Shapes:
-        - **input:** as :class:`E2FormerAttention`, :math:`(|\mathcal{V}|, (l_\mathrm{in}+1)^2, C)`,
-          or :math:`(|\mathcal{V}|, C)` if :math:`l_\mathrm{in} = 0`, or a pair of these of sources and
-          targets, whose features are of one kind; positions and image offsets in Å
+        - **input:** as :class:`E2FormerAttention`, :math:`(|\mathcal{V}|, (l_\mathrm{in}+1)^2,
+          C)`, or :math:`(|\mathcal{V}|, C)` if :math:`l_\mathrm{in} = 0`, or a pair of these of
+          sources and targets, whose features are of one kind; positions and image offsets in Å
         - **output:** :math:`(|\mathcal{V}|, (l_{\max}+1)^2, C)`, of the targets. If
           :obj:`return_attention_weights=True`, then :math:`(\mathrm{output},
           ((2, |\mathcal{E}|), (|\mathcal{E}|, H)))`

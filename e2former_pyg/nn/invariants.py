@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 from torch import Tensor, nn
 
 from ..functional.degree_products import degree_products
@@ -54,8 +56,24 @@ class BilinearInvariants(nn.Module):
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(degree_products(self.lin(x)))
+    @overload
+    def forward(self, x: Tensor, with_input: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, with_input: Literal[True]) -> tuple[Tensor, Tensor]: ...
+
+    def forward(self, x: Tensor, with_input: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        r"""Runs the forward pass of the module.
+
+        Args:
+            x (torch.Tensor): The features.
+            with_input (bool, optional): If set to :obj:`True`, will return the input beside the
+                output; see :meth:`DegreeLinear.forward`. (default: :obj:`False`)
+        """
+        if not with_input:
+            return self.mlp(degree_products(self.lin(x)))
+        factors, x = self.lin(x, with_input=True)
+        return self.mlp(degree_products(factors)), x
 
     def __repr__(self) -> str:
         return (

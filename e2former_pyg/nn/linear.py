@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_dtype, check_floating, check_shape
 from ..functional import Coupling
-from ..functional.degree_linear import degree_linear, linear
+from ..functional.degree_linear import (
+    degree_linear,
+    degree_linear_with_input,
+    linear,
+    lower_degree_linear,
+)
 
 
 def check_features(x: Tensor, lmax: int, channels: int) -> None:
@@ -51,21 +58,33 @@ class DegreeLinear(nn.Module):
     Args:
         in_channels (int): Size of each input row.
         out_channels (int): Size of each output row.
-        lmax (int): Highest degree.
+        lmax (int): Highest degree of the output.
         bias (bool, optional): If set to :obj:`False`, degree 0 has no bias.
             (default: :obj:`True`)
+        lmax_in (int, optional): Highest degree of the input, of which rows of degrees above
+            :obj:`lmax` are not read. (default: :obj:`lmax`)
 
     Shapes:
-        - **input:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{in})`; features to be added to the output
-          :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})` *(optional)*
+        - **input:** :math:`(N, (l_\mathrm{in}+1)^2, C_\mathrm{in})`; features to be added to the
+          output :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})` *(optional)*
         - **output:** :math:`(N, (l_{\max}+1)^2, C_\mathrm{out})`
     """
 
-    def __init__(self, in_channels: int, out_channels: int, lmax: int, bias: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        lmax: int,
+        bias: bool = True,
+        lmax_in: int | None = None,
+    ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.lmax = lmax
+        self.lmax_in = lmax if lmax_in is None else lmax_in
+        if self.lmax_in < lmax:
+            raise ValueError(f"`lmax_in` must be at least `lmax` = {lmax}, got {lmax_in}")
         self._paths = (1,) * (lmax + 1)
         self.weight = nn.Parameter(torch.empty(lmax + 1, in_channels, out_channels))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
@@ -77,11 +96,41 @@ class DegreeLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
-        check_features(x, self.lmax, self.in_channels)
+    @overload
+    def forward(
+        self, x: Tensor, addend: Tensor | None = None, with_input: Literal[False] = False
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, x: Tensor, addend: Tensor | None = None, *, with_input: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self, x: Tensor, addend: Tensor | None = None, with_input: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        r"""Runs the forward pass of the module.
+
+        Args:
+            x (torch.Tensor): The features.
+            addend (torch.Tensor, optional): Features that are added to the output.
+                (default: :obj:`None`)
+            with_input (bool, optional): If set to :obj:`True`, will return the input beside the
+                output, for another map of it: a backward pass then sums the gradients of both
+                without another pass over the features. (default: :obj:`False`)
+        """
+        check_features(x, self.lmax_in, self.in_channels)
         check_dtype("x", x, self.weight.dtype)
-        check_addend("addend", addend, (x.size(0), x.size(1), self.out_channels), self.weight)
-        return degree_linear(x, self.weight.flatten(0, 1), self._paths, self.bias, addend)
+        shape = x.size(0), (self.lmax + 1) ** 2, self.out_channels
+        check_addend("addend", addend, shape, self.weight)
+        if self.lmax < self.lmax_in:
+            out = lower_degree_linear(x, self.weight, self.bias, addend)
+        else:
+            weight = self.weight.flatten(0, 1)
+            if with_input and addend is None:
+                return degree_linear_with_input(x, weight, self._paths, self.bias)
+            out = degree_linear(x, weight, self._paths, self.bias, addend)
+        return (out, x) if with_input else out
 
     def __repr__(self) -> str:
         return (

@@ -111,7 +111,9 @@ class EquivariantMessagePassing(MessagePassing):
         )
         self.lin_root = None
         if root_weight:
-            self.lin_root = DegreeLinear(target, out_channels, min(lmax, self.lmax_in))
+            self.lin_root = DegreeLinear(
+                target, out_channels, min(lmax, self.lmax_in), lmax_in=self.lmax_in
+            )
 
     @property
     def _channels(self) -> tuple[int, int]:
@@ -248,7 +250,7 @@ class EquivariantMessagePassing(MessagePassing):
             return self.mix(rows, residual, scale)
         if x_dst is None:
             raise ValueError("`x` must hold target features (x[1]) with root_weight=True")
-        root = with_degrees(self.lin_root(with_degrees(x_dst, self.lin_root.lmax)), self.lmax)
+        root = with_degrees(self.lin_root(x_dst), self.lmax)
         return self.mix(rows, root if residual is None else root + residual, scale)
 
     def _spec(self, dtype: torch.dtype, lmax_harmonics: int = 0) -> Spec:

@@ -106,6 +106,63 @@ def test_transposed_is_the_adjoint(paths, in_channels, out_channels):
     torch.testing.assert_close(forth, back)
 
 
+def two_maps(with_input):
+    """Two maps of one input; the second takes what the first one gives back."""
+
+    def function(x, weight, paths, bias, addend, transposed):
+        out, x = with_input(x, weight, paths, bias)
+        return out.sin() * (x @ weight[: x.size(2)]).cos() + addend
+
+    return function
+
+
+@interpreted
+def test_input_that_is_given_back():
+    from e2former_pyg.functional.triton_linear import degree_linear_with_input
+
+    inputs, paths = make_inputs((1, 1), 5, 7), (1, 1)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    found = derivatives(two_maps(degree_linear_with_input), inputs, paths)
+    expected = derivatives(
+        two_maps(lambda x, *others: (degree_linear_torch(x, *others), x)), exact, paths
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).norm() <= 1e-6 * other.norm()
+    # One of the two is enough.
+    x, weight, bias, _ = inputs
+    for n, alone in enumerate((degree_linear_torch(x, weight, paths, bias), x)):
+        total = degree_linear_with_input(x, weight, paths, bias)[n].sum()
+        (one,), (other,) = (torch.autograd.grad(t, x) for t in (total, alone.sum()))
+        torch.testing.assert_close(one, other)
+
+
+@interpreted
+@directions
+@pytest.mark.parametrize("paths, in_channels, out_channels", SMALL.values(), ids=SMALL.keys())
+def test_numbers_of_any_size_can_be_split(paths, in_channels, out_channels, transposed):
+    """The range of float16 is small, that of the errors is that of float32."""
+    from e2former_pyg.kernels.degree_linear import SPLIT, rows
+
+    x, weight, *_ = make_inputs(paths, in_channels, out_channels, 70, transposed=transposed)
+    generator = torch.Generator().manual_seed(2)
+
+    def sizes(count, largest):
+        return 10.0 ** torch.randint(-largest, largest + 1, (count,), generator=generator)
+
+    with torch.no_grad():
+        x *= sizes(70, 15).view(-1, 1, 1)
+        x[3] = 0
+        weight *= sizes(len(weight), 8).view(-1, 1)
+        weight[1] = 0
+    found = rows(x, weight, None, None, paths, in_channels, transposed, SPLIT)
+    exact = x.double(), weight.double()
+    expected = degree_linear_torch(*exact, paths, transposed=transposed)
+    # Of each sum the rounding errors of its summands.
+    terms = degree_linear_torch(*(t.abs() for t in exact), paths, transposed=transposed)
+    assert found.isfinite().all()
+    assert ((found - expected).abs() <= 1e-6 * terms).all()
+
+
 def test_addend_and_bias():
     x, weight, bias, addend = make_inputs((1, 1), 4, 3, dtype=torch.float64)
     plain = degree_linear_torch(x, weight, (1, 1))
@@ -171,9 +228,33 @@ def test_number_of_nodes_on_a_gpu(change, paths, in_channels, out_channels, tran
     from e2former_pyg.kernels.degree_linear import _MANY, SPLIT, exact_products
 
     nodes = _MANY + change
-    assert (exact_products(nodes, transposed) == SPLIT.value) == (change == 0)
+    assert (exact_products(nodes, transposed) == SPLIT) == (change == 0)
     inputs = make_inputs(paths, in_channels, out_channels, nodes, "cuda", transposed=transposed)
     compare(degree_linear, inputs, paths, 1e-6, transposed)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("nodes", [100, 3000])
+def test_modules_on_a_gpu(nodes):
+    """Rows of higher degrees that are not read, and an input that is given back."""
+    from e2former_pyg.nn import DegreeLinear
+
+    torch.manual_seed(0)
+    first, second = DegreeLinear(48, 64, 2), DegreeLinear(48, 64, 1, lmax_in=2)
+    x, root = torch.randn(nodes, 9, 48), torch.randn(nodes, 4, 64)
+
+    def gradients(device, dtype):
+        modules = [module.to(device, dtype) for module in (first, second)]
+        inputs = [t.detach().to(device, dtype).requires_grad_() for t in (x, root)]
+        out, given = modules[0](inputs[0], with_input=True)
+        value = out[:, :4] * modules[1](given, inputs[1])
+        weights = [module.weight for module in modules]
+        (grad,) = torch.autograd.grad(value.square().sum(), inputs[0], create_graph=True)
+        return [value, grad, *torch.autograd.grad(grad.square().sum(), [*inputs, *weights])]
+
+    found, expected = gradients("cuda", torch.float32), gradients("cpu", torch.float64)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.cpu().double() - other).norm() <= 2e-6 * other.norm()
 
 
 @pytest.mark.cuda

@@ -23,6 +23,7 @@ PATHS = coupling(2, 2, (0, 1))
 BUILD = {
     "linear": lambda: DegreeLinear(4, 6, 2),
     "linear_no_bias": lambda: DegreeLinear(4, 6, 2, bias=False),
+    "linear_lower": lambda: DegreeLinear(4, 6, 1, lmax_in=2),
     "linear_scalars": lambda: DegreeLinear(4, 6, 0),
     "paths": lambda: PathLinear(4, 6, PATHS),
     "norm": lambda: RMSNorm(4, 2),
@@ -92,9 +93,11 @@ def test_symmetry(rotation, name):
     assert (found - expected).abs().max() < 1e-12 * expected.abs().max()
     # Not because degrees above 0 were ignored or zero.
     if "scalars" not in name:
-        changed = x.clone()
-        changed[:, -1] += 1
+        changed, last = x.clone(), 3 if name == "linear_lower" else -1
+        changed[:, last] += 1
         assert not torch.allclose(module(changed), out)
+    if name == "linear_lower":
+        assert torch.equal(module(torch.cat([x[:, :4], x[:, 4:] + 1], dim=1)), out)
 
 
 @pytest.mark.parametrize("name", BUILD)
@@ -108,6 +111,7 @@ def test_protocol(name):
         "norm": (5, 9, 4),
         "feed_forward": (5, 9, 4),
         "feed_forward_scalars": (5, 1, 4),
+        "linear_lower": (5, 4, 6),
         "linear_scalars": (5, 1, 6),
     }.get(name, (5, 9, 6))
     assert module(x[:0]).shape == (0, *out.shape[1:])
