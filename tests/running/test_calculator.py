@@ -381,3 +381,29 @@ def test_on_a_gpu(lab, name) -> None:
         atoms.calc = E2FormerCalculator(lab.make(), device="cuda", dtype=dtype)
         assert relative(atoms.get_forces(), expected) < limit
         assert isinstance(atoms.calc.potential, E2FormerPotential)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype, limit", [(torch.float64, 1e-9), (torch.float32, 2e-4)])
+def test_moves_on_a_gpu(lab, dtype, limit) -> None:
+    """Atoms and cells that move a little or a lot, with and without a stress."""
+    atoms, other = lab.crystal(2), lab.crystal(2)
+    atoms.calc = E2FormerCalculator(lab.make(), device="cuda", dtype=dtype)
+    other.calc = E2FormerCalculator(lab.make())
+    rng = np.random.default_rng(0)
+    for size, wants_stress in (
+        (0.0, False),
+        (0.02, True),
+        (0.3, False),
+        (0.02, False),
+        (0.3, True),
+    ):
+        moves = rng.normal(scale=size, size=(len(atoms), 3))
+        strain = np.eye(3) + rng.normal(scale=size / 20, size=(3, 3))
+        for one in (atoms, other):
+            one.set_cell(one.cell.array @ strain, scale_atoms=True)
+            one.positions += moves
+        assert relative(atoms.get_forces(), other.get_forces()) < limit
+        if wants_stress:
+            assert relative(atoms.get_stress(), other.get_stress()) < limit
+        assert atoms.get_potential_energy() == pytest.approx(other.get_potential_energy(), rel=1e-5)
