@@ -114,7 +114,8 @@ def _plan(paths: Coupling, device: torch.device) -> _Plan:
 
 
 def _build_plan(paths: Coupling, device: torch.device) -> _Plan:
-    sources = tuple(_source_paths(paths, k) for k in range(max(paths.orders) + 1))
+    highest = max(path.order for path in paths.paths)
+    sources = tuple(_source_paths(paths, k) for k in range(highest + 1))
     terms: list[tuple[_Term, ...]] = []
     rows: list[int] = []
     for order in paths.orders:

@@ -8,6 +8,7 @@ OPTIONS = {
     "orders": ({"order": (0, 1, 2, 3), "parity": "o3"}, {}),
     "high": ({"order": 6, "lmax": 4}, {}),
     "degrees": ({"lmax": 1, "order": (2,), "root_weight": False}, {}),
+    "an order without paths": ({"order": (0, 1, 4), "lmax": 0}, {}),
     "edges": ({"order": (0, 1, 2), "edge_dim": 2}, {"edge_dim": 2, "shift": True}),
 }
 
