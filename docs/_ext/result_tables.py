@@ -31,7 +31,7 @@ MODELS = {
     "schnet": "SchNet",
     "visnet": "ViSNet",
 }
-TRAINED = ("e2former", "visnet", "schnet")
+TRAINED = {"e2former": "ours", "visnet": "ViSNet", "dimenet": "DimeNet++", "schnet": "SchNet"}
 """The models of the accuracy benchmark, as columns."""
 DATA = {
     "ethanol": "ethanol",
@@ -375,7 +375,7 @@ def accuracy(load: Load) -> Content:
             if key in present:
                 cells = _of_trained(runs, lambda run, key=key: run["test"][key], _digits)
                 rows.append([DATA[row], label, *cells])
-    return ["data", "error", "ours", "ViSNet", "SchNet"], rows
+    return ["data", "error", *TRAINED.values()], rows
 
 
 def accuracy_forces(load: Load) -> Content:
@@ -386,7 +386,7 @@ def accuracy_forces(load: Load) -> Content:
         [DATA[row], *_of_trained(trained[row], lambda run: run["test"][key], _digits)]
         for row in ("ethanol", "aspirin", "organic")
     ]
-    return ["forces in meV/Å", "ours", "ViSNet", "SchNet"], rows
+    return ["forces in meV/Å", *TRAINED.values()], rows
 
 
 def accuracy_runs(load: Load) -> Content:
@@ -400,8 +400,9 @@ def accuracy_runs(load: Load) -> Content:
             for key in ("steps", "parameters")
         )
         rows.append([DATA[row], *frames, *steps, *sizes])
-    header = ["data", "trained on", "tested on", "our steps", "ViSNet's", "SchNet's"]
-    return [*header, "our parameters", "ViSNet's", "SchNet's"], rows
+    theirs = [f"{name}'s" for name in list(TRAINED.values())[1:]]
+    header = ["data", "trained on", "tested on", "our steps", *theirs]
+    return [*header, "our parameters", *theirs], rows
 
 
 def optimizers(load: Load) -> Content:

@@ -7,6 +7,7 @@ import numpy as np
 import optimizers
 import pytest
 import torch
+from accuracy_dimenet import has_torch_sparse
 from accuracy_gpu import _Frames
 from accuracy_models import PeerPotential, PeerProperty, make_model
 from accuracy_rows import Row, load, measure, property_loss, trivial
@@ -14,7 +15,13 @@ from torch_geometric.data import Batch, Data
 
 from e2former_pyg.transforms import RadiusGraph
 
-PEERS = ["schnet", "visnet"]
+PEERS = [
+    *("schnet", "visnet"),
+    pytest.param(
+        "dimenet",
+        marks=pytest.mark.skipif(not has_torch_sparse(), reason="needs torch-sparse"),
+    ),
+]
 
 
 def crystal(dtype=torch.float64):
@@ -61,6 +68,12 @@ def test_properties_of_peers_do_not_depend_on_other_graphs(name, row):
     both = model(Batch.from_data_list([first, second]))
     assert both.shape == (2,)
     torch.testing.assert_close(both[:1], model(Batch.from_data_list([first])))
+
+
+@pytest.mark.skipif(has_torch_sparse(), reason="torch-sparse is there")
+def test_dimenet_says_what_it_needs():
+    with pytest.raises(ImportError, match="`dimenet` needs torch-sparse"):
+        PeerPotential("dimenet")
 
 
 def write_molecules(path):
