@@ -429,6 +429,23 @@ def accuracy_gpu(load: Load) -> Content:
     return [*header, "steps"], rows
 
 
+def precision(load: Load) -> Content:
+    names = {
+        "float64": "float64",
+        "float32": "float32",
+        "autocast": "autocast to bfloat16",
+        "bfloat16": "weights in bfloat16",
+    }
+    rows = []
+    for run in load("precision_cpu"):
+        row, mode = run["case"].split("/")
+        errors = run["test"]["energy_mae_mev"], run["test"]["force_mae_mev_per_angstrom"]
+        cells = map(_digits, (*errors, run["deviation_mev_per_angstrom"]))
+        rows.append([DATA[row], names[mode], *cells])
+    header = ["data", "precision", "energy (meV)", "forces (meV/Å)"]
+    return [*header, "forces beside float64 (meV/Å)"], rows
+
+
 def _swap(load: Load, which: str, errors: dict[str, tuple[str, str]]) -> Content:
     """Means over seeds; of the ratios to ours also the smallest and the largest."""
     groups: dict[str, list[Record]] = {}
@@ -493,6 +510,7 @@ TABLES: dict[str, Callable[[Load], Content]] = {
     "accuracy-forces": accuracy_forces,
     "accuracy-runs": accuracy_runs,
     "accuracy-gpu": accuracy_gpu,
+    "precision": precision,
     "optimizers": optimizers,
     "swap-schnet": swap_schnet,
     "swap-attention": swap_attention,

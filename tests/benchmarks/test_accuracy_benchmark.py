@@ -5,6 +5,7 @@ import json
 import accuracy
 import numpy as np
 import optimizers
+import precision
 import pytest
 import torch
 from accuracy_dimenet import has_torch_sparse
@@ -151,6 +152,25 @@ def test_a_run_is_paused_goes_on_and_is_gathered(tmp_path):
         assert accuracy.main(elsewhere) == 0
         first, second = json.loads((tmp_path / "accuracy_cpu.json").read_text())
         assert first == record and second["case"] == "ethanol/schnet/1"
+
+
+@pytest.mark.slow
+def test_precision_of_what_was_trained(tmp_path):
+    write_molecules(tmp_path / "xtbmd_ethanol.npz")
+    shared = ["--data", str(tmp_path), "--rows", "ethanol", "--train-frames", "20"]
+    shared += ["--directory", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    with pytest.raises(FileNotFoundError, match="`--directory` has no run of this row"):
+        precision.main(shared)
+    accuracy.main([*shared, "--models", "e2former", "--minutes", "0.005"])
+    precision.main([*shared, "--repeats", "2", "--seconds", "0"])
+    (trained,) = json.loads((tmp_path / "accuracy_cpu.json").read_text())
+    records = json.loads((tmp_path / "precision_cpu.json").read_text())
+    names = [record["case"].split("/")[1] for record in records]
+    assert names == ["float64", "float32", "autocast", "bfloat16"]
+    deviations = [record["deviation_mev_per_angstrom"] for record in records]
+    assert deviations[0] == 0 and deviations == sorted(deviations) and deviations[1] > 0
+    key = "force_mae_mev_per_angstrom"
+    assert records[1]["test"][key] == pytest.approx(trained["test"][key], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -1,0 +1,144 @@
+"""What shorter numbers cost: trained potentials on test frames, in several precisions.
+
+Models are those of ``accuracy.py``, from the folder of its runs (``--directory``); frames are those
+that they were tested on. ``float64`` is the measure of the others: ``deviation`` is the mean
+absolute difference of forces to it, ``test`` the errors to the labels.
+
+- ``float32``: as they were trained.
+- ``tf32``: matrix products rounded to TF32, on GPUs alone.
+- ``autocast``: features and matrix products in bfloat16 by ``torch.autocast``; geometry, splines,
+  softmax, sums over neighbours and the energy head in float32.
+- ``bfloat16``: the weights in bfloat16 as well, but for references; sums in float32.
+
+``ms`` is the time of energies and forces of 50 frames, edges given, launched one by one.
+
+    python benchmarks/accuracy.py --data DATA --rows ethanol aspirin --models e2former
+    python benchmarks/precision.py --data DATA --rows ethanol aspirin
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy_models import make_model
+from accuracy_rows import MOLECULES, Row, load
+from attention_measure import Meter
+from common import write_result
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch_geometric.data import Batch, Data
+from torch_geometric.loader import DataLoader
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
+from training import exponential_average, mean_absolute_errors
+
+MODES = ("float64", "float32", "tf32", "autocast", "bfloat16")
+BATCH = 50
+
+
+def trained(row: str, data: Row, file: Path) -> nn.Module:
+    """The averaged model of a run."""
+    if not file.exists():
+        raise FileNotFoundError(f"`--directory` has no run of this row: {file}")
+    torch.manual_seed(0)
+    model = make_model("e2former", row, data)
+    average = AveragedModel(model, multi_avg_fn=exponential_average(0))
+    average.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["average"])
+    return average.module.eval()
+
+
+@contextmanager
+def precision(mode: str, device: str) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=mode == "autocast"):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def cast(mode: str, model: nn.Module, batch: Batch) -> tuple[nn.Module, Batch]:
+    """The model and frames in the type of a mode. Positions never have less than float32."""
+    dtype = {"float64": torch.float64, "bfloat16": torch.bfloat16}.get(mode, torch.float32)
+    batch = batch.clone()
+    batch.pos = batch.pos.to(torch.float64 if mode == "float64" else torch.float32)
+    return copy.deepcopy(model).to(dtype), batch
+
+
+@torch.no_grad()
+def predict(mode: str, model: nn.Module, frames: Sequence[Data], device: str) -> tuple[Tensor, ...]:
+    outputs = []
+    for batch in DataLoader(frames, BATCH):
+        cast_model, batch = cast(mode, model, batch.to(device))
+        with precision(mode, device):
+            out = cast_model(batch)
+        outputs.append((out.energy.cpu(), out.forces.cpu()))
+    energies, forces = zip(*outputs, strict=True)
+    return torch.cat(energies), torch.cat(forces)
+
+
+def measure(row: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    data, device = load(row, args.data, 0, args.train_frames), args.device
+    model = trained(row, data, args.directory / f"{row}-e2former-0.pt").to(device)
+    labels = torch.cat([f.energy for f in data.test]), torch.cat([f.forces for f in data.test])
+    modes = [mode for mode in MODES if mode != "tf32" or device == "cuda"]
+    found = {mode: predict(mode, model, data.test, device) for mode in modes}
+    batch = next(iter(DataLoader(data.test, BATCH))).to(device)
+
+    def run(mode: str) -> Any:
+        cast_model, frames = cast(mode, model, batch)
+
+        @torch.no_grad()
+        def call() -> None:
+            with precision(mode, device):
+                cast_model(frames)
+
+        return call
+
+    timings = Meter(device, args.repeats, args.seconds).times([run(mode) for mode in modes])
+    records = []
+    for mode, timing in zip(modes, timings, strict=True):
+        deviation = (found[mode][1].double() - found["float64"][1]).abs().mean()
+        records.append(
+            {
+                "case": f"{row}/{mode}",
+                "test_frames": len(data.test),
+                "deviation_mev_per_angstrom": 1e3 * float(deviation),
+                "test": mean_absolute_errors(found[mode], labels),
+                "ms": timing.median,
+                "spread_ms": timing.spread,
+            }
+        )
+    return records
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the .npz files")
+    parser.add_argument("--directory", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--rows", nargs="+", choices=MOLECULES, default=["ethanol", "aspirin"])
+    parser.add_argument("--train-frames", type=int, default=800)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(arguments)
+    records = [record for row in args.rows for record in measure(row, args)]
+    for record in records:
+        errors = {name: round(error, 3) for name, error in record["test"].items()}
+        deviation = f"{record['deviation_mev_per_angstrom']:10.4f} meV/Å"
+        print(f"{record['case']:24}{deviation}  {record['ms']:8.1f} ms  {errors}")
+    name = f"precision_{args.device}"
+    print(f"wrote {write_result(name, records, args.out)}")
+
+
+if __name__ == "__main__":
+    main()
