@@ -212,11 +212,17 @@ def load_weights(model: E2FormerPotential | E2FormerProperty, path: str) -> None
     r"""Starts a model from the weights of a file that :obj:`save` wrote.
 
     Heads for forces may be in one of both only: a model with direct forces can go on with
-    conservative ones.
+    conservative ones, if it keeps the degrees of its last block.
     """
-    name, _, state = read_checkpoint(path)
+    name, config, state = read_checkpoint(path)
     if name != type(model).__name__:
         raise ValueError(f"`weights` hold a {name}, expected a {type(model).__name__}: {path}")
+    degree = config.get("lmax_out", config.get("lmax"))
+    if degree != model.backbone.lmax_out:
+        raise ValueError(
+            f"`weights` are of a model with lmax_out={degree}, expected that of this one, "
+            f"{model.backbone.lmax_out}: {path}"
+        )
     own = model.state_dict()
     different = own.keys() ^ state.keys()
     different |= {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}

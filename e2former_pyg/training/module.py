@@ -61,8 +61,9 @@ class E2FormerModule(TrainingModule):
             (default: :obj:`None`, the last one of the trainer)
         activation_checkpointing (bool, optional): If set to :obj:`True`, computes blocks again in
             the backward pass instead of keeping what is inside. (default: :obj:`False`)
-        weights (str, optional): A file of :meth:`E2FormerPotential.save` to start from. Its
-            reference energies are kept with :obj:`fit_references=False`.
+        weights (str, optional): A file of :meth:`E2FormerPotential.save` to start from, with the
+            same :obj:`lmax_out`. Its reference energies are kept with
+            :obj:`fit_references=False`.
             (default: :obj:`None`)
     """
 

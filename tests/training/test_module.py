@@ -270,11 +270,14 @@ def test_weights_to_start_from(tmp_path):
     direct = E2FormerPotential(**MODEL, forces="direct")
     direct.references.energies[6] = -1000.0
     direct.save(path)
-    module = E2FormerModule(E2FormerPotential(**MODEL), weights=path)
+    with pytest.raises(ValueError, match=r"`weights` are of a model with lmax_out=1, .* one, 0:"):
+        E2FormerModule(E2FormerPotential(**MODEL), weights=path)
+    settings = MODEL | {"lmax_out": 1}
+    module = E2FormerModule(E2FormerPotential(**settings), weights=path)
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, direct.state_dict()[name])
     with pytest.raises(ValueError, match=r"`weights` must fit the model, found .* such as"):
-        E2FormerModule(E2FormerPotential(**(MODEL | {"num_layers": 2})), weights=path)
+        E2FormerModule(E2FormerPotential(**(settings | {"num_layers": 2})), weights=path)
     with pytest.raises(ValueError, match="`weights` hold a E2FormerPotential, expected a E2For"):
         E2FormerPropertyModule(E2FormerProperty(**MODEL), weights=path)
 
@@ -289,7 +292,7 @@ def test_properties(tmp_path, reduce):
         values = charges if reduce is None else getattr(charges, reduce)().view(1)
         frame.y = torch.stack([torch.zeros_like(values), values], dim=1)
     module = E2FormerPropertyModule(
-        E2FormerProperty("0e", reduce, **MODEL), target_index=1, lr=2e-2, warmup_steps=5
+        E2FormerProperty("0e", reduce, **MODEL), target_index=1, lr=5e-3, warmup_steps=5
     )
     trainer = make_trainer(tmp_path, max_steps=100)
     trainer.fit(module, GraphDataModule(frames, val_size=6, batch_size=6))
