@@ -19,7 +19,8 @@ def has_torch_sparse() -> bool:
 
 class GivenDimeNet(DimeNetPlusPlus):
     """With edges and their vectors from ``vectors`` instead of a search, so that they can be
-    periodic; angles are those between edges, as in the original.
+    periodic; angles are those between edges, as in the original, and pairs of edges that lead from
+    an atom to itself or its images are left out.
 
     Args:
         vectors: Gives the edges and the vector of each, from its target to its source.

@@ -21,8 +21,8 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ from accuracy_models import make_model
 from accuracy_rows import MOLECULES, Row, load
 from attention_measure import Meter
 from common import write_result
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
-from training import exponential_average, mean_absolute_errors
+from training import labels, mean_absolute_errors, predict
+
+from e2former_pyg import PotentialOutput
 
 MODES = ("float64", "float32", "tf32", "autocast", "bfloat16")
 BATCH = 50
@@ -48,62 +50,44 @@ def trained(row: str, data: Row, file: Path) -> nn.Module:
     if not file.exists():
         raise FileNotFoundError(f"`--directory` has no run of this row: {file}")
     torch.manual_seed(0)
-    model = make_model("e2former", row, data)
-    average = AveragedModel(model, multi_avg_fn=exponential_average(0))
+    average = AveragedModel(make_model("e2former", row, data))
     average.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["average"])
     return average.module.eval()
 
 
-@contextmanager
-def precision(mode: str, device: str) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
-    try:
-        with torch.autocast(device, torch.bfloat16, enabled=mode == "autocast"):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+class InPrecision(nn.Module):
+    """A copy of a potential that computes in one of the modes. Positions have at least float32."""
 
+    def __init__(self, mode: str, potential: nn.Module) -> None:
+        super().__init__()
+        self.mode = mode
+        dtypes = {"float64": torch.float64, "bfloat16": torch.bfloat16}
+        self.potential = copy.deepcopy(potential).to(dtypes.get(mode, torch.float32))
 
-def cast(mode: str, model: nn.Module, batch: Batch) -> tuple[nn.Module, Batch]:
-    """The model and frames in the type of a mode. Positions never have less than float32."""
-    dtype = {"float64": torch.float64, "bfloat16": torch.bfloat16}.get(mode, torch.float32)
-    batch = batch.clone()
-    batch.pos = batch.pos.to(torch.float64 if mode == "float64" else torch.float32)
-    return copy.deepcopy(model).to(dtype), batch
-
-
-@torch.no_grad()
-def predict(mode: str, model: nn.Module, frames: Sequence[Data], device: str) -> tuple[Tensor, ...]:
-    outputs = []
-    for batch in DataLoader(frames, BATCH):
-        cast_model, batch = cast(mode, model, batch.to(device))
-        with precision(mode, device):
-            out = cast_model(batch)
-        outputs.append((out.energy.cpu(), out.forces.cpu()))
-    energies, forces = zip(*outputs, strict=True)
-    return torch.cat(energies), torch.cat(forces)
+    def forward(self, data: Batch) -> PotentialOutput:
+        data = copy.copy(data)
+        data.pos = data.pos.to(torch.float64 if self.mode == "float64" else torch.float32)
+        matmul, half = torch.backends.cuda.matmul, self.mode == "autocast"
+        before, matmul.allow_tf32 = matmul.allow_tf32, self.mode == "tf32"
+        try:
+            with torch.autocast(data.pos.device.type, torch.bfloat16, enabled=half):
+                return self.potential(data)
+        finally:
+            matmul.allow_tf32 = before
 
 
 def measure(row: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     data, device = load(row, args.data, 0, args.train_frames), args.device
     model = trained(row, data, args.directory / f"{row}-e2former-0.pt").to(device)
-    labels = torch.cat([f.energy for f in data.test]), torch.cat([f.forces for f in data.test])
     modes = [mode for mode in MODES if mode != "tf32" or device == "cuda"]
-    found = {mode: predict(mode, model, data.test, device) for mode in modes}
+    models = [InPrecision(mode, model) for mode in modes]
+    found = dict(zip(modes, (predict(model, data.test) for model in models), strict=True))
     batch = next(iter(DataLoader(data.test, BATCH))).to(device)
 
-    def run(mode: str) -> Any:
-        cast_model, frames = cast(mode, model, batch)
+    def run(model: nn.Module) -> Callable[[], Any]:
+        return torch.no_grad()(partial(model, batch))
 
-        @torch.no_grad()
-        def call() -> None:
-            with precision(mode, device):
-                cast_model(frames)
-
-        return call
-
-    timings = Meter(device, args.repeats, args.seconds).times([run(mode) for mode in modes])
+    timings = Meter(device, args.repeats, args.seconds).times([run(model) for model in models])
     records = []
     for mode, timing in zip(modes, timings, strict=True):
         deviation = (found[mode][1].double() - found["float64"][1]).abs().mean()
@@ -112,7 +96,7 @@ def measure(row: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 "case": f"{row}/{mode}",
                 "test_frames": len(data.test),
                 "deviation_mev_per_angstrom": 1e3 * float(deviation),
-                "test": mean_absolute_errors(found[mode], labels),
+                "test": mean_absolute_errors(found[mode], labels(data.test)),
                 "ms": timing.median,
                 "spread_ms": timing.spread,
             }

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+Record = dict[str, Any]
+Load = Callable[[str], list[Record]]
+Content = tuple[list[str], list[list[str]]]
+"""Header and rows of a table."""
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -13,6 +13,7 @@ from accuracy_gpu import _Frames
 from accuracy_models import PeerPotential, PeerProperty, make_model
 from accuracy_rows import Row, load, measure, property_loss, trivial
 from torch_geometric.data import Batch, Data
+from torch_geometric.nn.models import dimenet
 
 from e2former_pyg.transforms import RadiusGraph
 
@@ -69,6 +70,20 @@ def test_properties_of_peers_do_not_depend_on_other_graphs(name, row):
     both = model(Batch.from_data_list([first, second]))
     assert both.shape == (2,)
     torch.testing.assert_close(both[:1], model(Batch.from_data_list([first])))
+
+
+@pytest.mark.skipif(not has_torch_sparse(), reason="needs torch-sparse")
+def test_dimenet_is_that_of_pyg(monkeypatch):
+    torch.manual_seed(0)
+    peer, graph = PeerPotential("dimenet").eval(), RadiusGraph(5.0)
+    torch.nn.init.normal_(peer.network.output_blocks[-1].lin.weight)  # zero at first
+    frames = [graph(Data(z=torch.tensor([8, 1, 1, 6][:n]), pos=torch.rand(n, 3))) for n in (4, 3)]
+    batch = Batch.from_data_list(frames)
+    found = peer.values(batch, batch.pos)
+    assert found.abs().min() > 0
+    monkeypatch.setattr(dimenet, "radius_graph", lambda *_, **__: batch.edge_index)
+    expected = dimenet.DimeNetPlusPlus.forward(peer.network, batch.z, batch.pos, batch.batch)
+    torch.testing.assert_close(found, expected.flatten())
 
 
 @pytest.mark.skipif(has_torch_sparse(), reason="torch-sparse is there")

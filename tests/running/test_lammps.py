@@ -22,8 +22,8 @@ from e2former_pyg.running import SYMBOLS, atomic_numbers
 
 CASE = Path(__file__).with_name("lammps_case.py")
 STEPS, TIME_STEP = 20, 0.5
-# One u (Å/ps)² in eV is 1.0364269e-4 in LAMMPS, another in ASE from the eighth digit on: with masses
-# of ASE's that make up for it, both integrate the same motion.
+# One u (Å/ps)² in eV is 1.0364269e-4 in LAMMPS, another in ASE from the eighth digit on: with
+# masses of ASE's that make up for it, both integrate the same motion.
 MASS = 1.0364269e-4 * (1000 * units.fs) ** 2
 MPIEXEC = Path(sys.prefix) / "bin" / "mpiexec"
 
