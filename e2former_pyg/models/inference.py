@@ -40,7 +40,7 @@ class InferencePotential:
     graphs, which replace hundreds of launches by one. A graph is captured at the second call with a
     number of atoms and graphs; it serves any positions, elements and edges, and is captured anew
     when there are more edges than it has room for. It keeps the memory that an evaluation needs;
-    the last eight are kept.
+    the last eight are kept. Calls inside :class:`torch.autocast` regions have graphs of their own.
 
     On the CPU, systems of up to :obj:`4096` edges run as a trace, a list of operations without the
     share of Python and autograd. It is made, in seconds, after 200 calls in turn with the same
@@ -146,7 +146,7 @@ class InferencePotential:
             (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
             for value in inputs._replace(edge_index=None, edge_shift=None)
         )
-        key = (*shapes, self.potential.stress, self.potential.forces)
+        key = (*shapes, self.potential.stress, self.potential.forces, _autocast_dtype())
         if key not in self._captured:
             self._keep(key, None)
             return self.potential._evaluate(inputs, differentiable=False)
@@ -223,6 +223,10 @@ def fix_elements(
     for layer, network in networks.items():
         fixed = _FixedRadial(network, torch.tensor(elements, device=device))
         layer.radial = fixed  # type: ignore[assignment]
+
+
+def _autocast_dtype() -> torch.dtype | None:
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
 
 
 class _FixedRadial(nn.Module):

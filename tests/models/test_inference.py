@@ -362,6 +362,21 @@ def test_what_waits_for_the_device_is_not_captured(lab, settings):
 
 
 @pytest.mark.cuda
+def test_graphs_in_autocast_regions_are_their_own(lab):
+    model = lab.make("potential").float().cuda()
+    fast = model.compile_for_inference()
+    z, pos = (tensor.cuda() for tensor in lab.molecule(dtype=torch.float32))
+    forces = {}
+    for half in (False, False, True, True, False, True):
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            out, expected = fast(z, pos), model(z, pos)
+        assert max(differences(out, expected)) < 1e-5
+        forces[half] = out.forces
+    assert len(fast._captured) == 2
+    assert float((forces[True] - forces[False]).abs().max()) > 1e-4
+
+
+@pytest.mark.cuda
 def test_few_graphs_are_kept(lab):
     fast = lab.make("potential").cuda().compile_for_inference()
     for atoms in range(1, 11):
