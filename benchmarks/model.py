@@ -29,6 +29,7 @@ was held before, without a CUDA graph. ``feature_mib`` is one tensor of all feat
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -111,12 +112,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=GROUPS, default=GROUPS, metavar="GROUP")
     parser.add_argument("--atoms", type=int, nargs="+", default=ATOMS)
+    parser.add_argument("--match", default="", metavar="PATTERN", help="only cases with such names")
     add_options(parser, repeats=20, seconds=1.0)
     args = parser.parse_args(arguments)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     meter = Meter(args.device, args.repeats, args.seconds)
     results = ResultFile(args.out / f"model_{card_name(args.device)}.json")
     cases = make_cases(meter, args.cases, list(args.atoms), args.channels)
+    cases = {name: case for name, case in cases.items() if re.search(args.match, name)}
     about = partial(about_card, args.device)
     return run_cases(cases, results, meter, line, about, args.minutes)
 

@@ -12,8 +12,13 @@ absolute difference of forces to it, ``test`` the errors to the labels.
 
 ``ms`` is the time of energies and forces of 50 frames, edges given, launched one by one.
 
+``solid/N``: a model of 4 layers, 128 channels and lmax 2 with random weights on N atoms in a
+periodic cube (``--atoms``), as ``compile_for_inference`` runs it; ``relative_deviation`` is that of
+all forces to float64.
+
     python benchmarks/accuracy.py --data DATA --rows ethanol aspirin --models e2former
     python benchmarks/precision.py --data DATA --rows ethanol aspirin
+    python benchmarks/precision.py --data DATA --device cuda --atoms 1024 10240
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +37,9 @@ from accuracy_models import make_model
 from accuracy_rows import MOLECULES, Row, load
 from attention_measure import Meter
 from common import write_result
-from torch import nn
+from model_systems import LARGE, relative, solid
+from model_systems import make_model as make_large_model
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
@@ -39,13 +47,13 @@ from torch_geometric.loader import DataLoader
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
 from training import labels, mean_absolute_errors, predict
 
-from e2former_pyg import PotentialOutput
+from e2former_pyg import E2FormerPotential, PotentialOutput
 
 MODES = ("float64", "float32", "tf32", "autocast", "bfloat16")
 BATCH = 50
 
 
-def trained(row: str, data: Row, file: Path) -> nn.Module:
+def trained(row: str, data: Row, file: Path) -> E2FormerPotential:
     """The averaged model of a run."""
     if not file.exists():
         raise FileNotFoundError(f"`--directory` has no run of this row: {file}")
@@ -55,31 +63,81 @@ def trained(row: str, data: Row, file: Path) -> nn.Module:
     return average.module.eval()
 
 
-class InPrecision(nn.Module):
-    """A copy of a potential that computes in one of the modes. Positions have at least float32."""
+def modes_of(device: str) -> list[str]:
+    return [mode for mode in MODES if mode != "tf32" or device == "cuda"]
 
-    def __init__(self, mode: str, potential: nn.Module) -> None:
+
+def weights_in(mode: str, potential: E2FormerPotential) -> E2FormerPotential:
+    """A copy of a potential."""
+    dtypes = {"float64": torch.float64, "bfloat16": torch.bfloat16}
+    return copy.deepcopy(potential).to(dtypes.get(mode, torch.float32))
+
+
+def positions_in(mode: str, pos: Tensor) -> Tensor:
+    """Positions have at least float32."""
+    return pos.to(torch.float64 if mode == "float64" else torch.float32)
+
+
+@contextmanager
+def products_in(mode: str, device: str) -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, mode == "tf32"
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=mode == "autocast"):
+            yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+class InPrecision(nn.Module):
+    """A copy of a potential that computes in one of the modes."""
+
+    def __init__(self, mode: str, potential: E2FormerPotential) -> None:
         super().__init__()
         self.mode = mode
-        dtypes = {"float64": torch.float64, "bfloat16": torch.bfloat16}
-        self.potential = copy.deepcopy(potential).to(dtypes.get(mode, torch.float32))
+        self.potential = weights_in(mode, potential)
 
     def forward(self, data: Batch) -> PotentialOutput:
         data = copy.copy(data)
-        data.pos = data.pos.to(torch.float64 if self.mode == "float64" else torch.float32)
-        matmul, half = torch.backends.cuda.matmul, self.mode == "autocast"
-        before, matmul.allow_tf32 = matmul.allow_tf32, self.mode == "tf32"
-        try:
-            with torch.autocast(data.pos.device.type, torch.bfloat16, enabled=half):
-                return self.potential(data)
-        finally:
-            matmul.allow_tf32 = before
+        data.pos = positions_in(self.mode, data.pos)
+        with products_in(self.mode, data.pos.device.type):
+            return self.potential(data)
+
+
+def measure_solid(atoms: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    device, modes = args.device, modes_of(args.device)
+    system = solid(atoms, device)
+    potential = make_large_model(LARGE | {"hidden_channels": args.channels}, device).eval()
+
+    def run_in(mode: str) -> Callable[[], Tensor]:
+        model = weights_in(mode, potential).compile_for_inference()
+        given = system.to(positions_in(mode, system.pos).dtype)
+
+        def run() -> Tensor:
+            with products_in(mode, device):
+                return model(given.z, given.pos, **given.graph).forces
+
+        return run
+
+    runs = [run_in(mode) for mode in modes]
+    found = [[run() for _ in range(3)][-1] for run in runs]  # the last one of a CUDA graph
+    timings = Meter(device, args.repeats, args.seconds).times(runs)
+    return [
+        {
+            "case": f"solid/{atoms}/{mode}",
+            "atoms": atoms,
+            "relative_deviation": relative(forces, found[0]),
+            "ms": timing.median,
+            "spread_ms": timing.spread,
+        }
+        for mode, forces, timing in zip(modes, found, timings, strict=True)
+    ]
 
 
 def measure(row: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     data, device = load(row, args.data, 0, args.train_frames), args.device
     model = trained(row, data, args.directory / f"{row}-e2former-0.pt").to(device)
-    modes = [mode for mode in MODES if mode != "tf32" or device == "cuda"]
+    modes = modes_of(device)
     models = [InPrecision(mode, model) for mode in modes]
     found = dict(zip(modes, (predict(model, data.test) for model in models), strict=True))
     batch = next(iter(DataLoader(data.test, BATCH))).to(device)
@@ -110,6 +168,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--directory", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--rows", nargs="+", choices=MOLECULES, default=["ethanol", "aspirin"])
     parser.add_argument("--train-frames", type=int, default=800)
+    parser.add_argument("--atoms", type=int, nargs="*", default=[], help="of solids, timed as well")
+    parser.add_argument("--channels", type=int, default=128, help="of the model on solids")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=5.0)
@@ -120,8 +180,12 @@ def main(arguments: list[str] | None = None) -> None:
         errors = {name: round(error, 3) for name, error in record["test"].items()}
         deviation = f"{record['deviation_mev_per_angstrom']:10.4f} meV/Å"
         print(f"{record['case']:24}{deviation}  {record['ms']:8.1f} ms  {errors}")
+    solids = [record for atoms in args.atoms for record in measure_solid(atoms, args)]
+    for record in solids:
+        deviation = f"{record['relative_deviation']:10.1e} of 1  "
+        print(f"{record['case']:24}{deviation}  {record['ms']:8.2f} ms")
     name = f"precision_{args.device}"
-    print(f"wrote {write_result(name, records, args.out)}")
+    print(f"wrote {write_result(name, records + solids, args.out)}")
 
 
 if __name__ == "__main__":

@@ -177,9 +177,14 @@ def test_precision_of_what_was_trained(tmp_path):
     with pytest.raises(FileNotFoundError, match="`--directory` has no run of this row"):
         precision.main(shared)
     accuracy.main([*shared, "--models", "e2former", "--minutes", "0.005"])
-    precision.main([*shared, "--repeats", "2", "--seconds", "0"])
+    solids = ["--atoms", "64", "--channels", "8"]
+    precision.main([*shared, *solids, "--repeats", "2", "--seconds", "0"])
     (trained,) = json.loads((tmp_path / "accuracy_cpu.json").read_text())
     records = json.loads((tmp_path / "precision_cpu.json").read_text())
+    records, solids = records[:4], records[4:]
+    assert [record["case"].split("/")[:2] for record in solids] == 4 * [["solid", "64"]]
+    deviations = [record["relative_deviation"] for record in solids]
+    assert deviations[0] == 0 and deviations == sorted(deviations) and 0 < deviations[1] < 1e-4
     names = [record["case"].split("/")[1] for record in records]
     assert names == ["float64", "float32", "autocast", "bfloat16"]
     deviations = [record["deviation_mev_per_angstrom"] for record in records]
