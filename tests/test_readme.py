@@ -164,9 +164,13 @@ def test_dynamics_and_mace_in_the_readme() -> None:
     size = f"{large['ours_ms'] / 1e3:.1f} s and {large['peak_mib'] / 1024:.0f} GiB"
     assert f"{size} ({large['atoms']:,}, with" in text
     ratios = {
-        run["atoms"]: run["peer_ms"] / run["ours_ms"]
-        for run in json.loads((results / "peers_h200.json").read_text())
-        if run["case"].startswith("mace/")
+        (card, run["atoms"]): run["peer_ms"] / run["ours_ms"]
+        for card in ("h100", "h200")
+        for run in json.loads((results / f"peers_{card}.json").read_text())
+        if run["case"].startswith("mace/model/")
     }
-    assert f"later, {ratios[10240]:.1f} times as fast as MACE" in text
-    assert f"({ratios[1024]:.0f} times with 1,024 atoms)" in text
+    assert f"later, {ratios['h100', 10240]:.1f} times as fast as MACE" in text
+    few, many = ratios["h100", 1024], ratios["h100", 102400]
+    assert f"({few:.0f} times with 1,024 atoms, {many:.1f} times with 102,400;" in text
+    usual, few, many = (ratios["h200", size] for size in (10240, 1024, 102400))
+    assert f"on an H200 {usual:.1f}, {few:.0f} and {many:.1f} times)" in text
