@@ -16,7 +16,7 @@ from .graph.padded import PaddedNeighborhood
 from .models import E2FormerPotential, PotentialOutput
 from .models.graphs import GraphInput, from_data, sorted_edges
 from .models.inference import can_capture, radial_networks
-from .tracing import copied_like
+from .tracing import check_differentiates, copied_like
 
 __all__ = ["CapturedGradients"]
 
@@ -73,7 +73,8 @@ class CapturedGradients:
             the batch that is captured. (default: :obj:`0.2`)
 
     Raises:
-        ValueError: If :obj:`model` is not like that, or :obj:`spare` is negative.
+        ValueError: If :obj:`model` was made without :obj:`elements` or with dropout, or
+            :obj:`spare` is negative; when called, if the model is in eval mode or not served.
     """
 
     def __init__(self, model: E2FormerPotential, loss: PaddedLoss, *, spare: float = 0.2) -> None:
@@ -113,6 +114,7 @@ class CapturedGradients:
                 "`data` must be on a GPU where the kernels serve the model to be captured, got "
                 f"{data.pos.device} and backend={backend!r}"
             )
+        check_differentiates(self.model)
         taken = sorted(_LABELS & numbers.keys())
         if taken:
             raise ValueError(f"`{taken[0]}` is the name of a label, expected one of a number")

@@ -35,7 +35,9 @@ class E2FormerFix:
 
     The simulation must have :obj:`units metal`, atom IDs from 1 to the number of atoms, and a box.
     Pair styles add to the forces; without any, use :obj:`pair_style none`. Energy and virial go
-    into :obj:`pe` and :obj:`press`. Charges and spins are those of neutral singlets.
+    into :obj:`pe` and :obj:`press`. Charges and spins are those of neutral singlets. Forces are the
+    gradient of the energy, also of a potential with :obj:`forces="direct"`, whose head for forces
+    is not used.
 
     .. code-block:: python
 

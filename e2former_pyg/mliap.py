@@ -34,7 +34,8 @@ class E2FormerMLIAP:
 
     Each rank evaluates its own atoms alone. Ghosts within one cutoff are enough for any number of
     layers: before each layer their features come from the ranks that own the atoms, and gradients
-    go back the same way. Forces are the exact gradient of the energy of all ranks.
+    go back the same way. Forces are the exact gradient of the energy of all ranks, also of a
+    potential with :obj:`forces="direct"`, whose head for forces is not used.
 
     .. code-block:: python
 

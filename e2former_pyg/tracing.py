@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from .checks import check_shape
 from .cuda_graphs import Captured
 from .fx_passes import simplify
+from .models.potential import E2FormerPotential
 
 __all__ = ["trace_gradients"]
 
@@ -54,7 +55,8 @@ def trace_gradients(
     after one call on the same :class:`~torch_geometric.EdgeIndex`.
 
     Args:
-        model (torch.nn.Module): The model.
+        model (torch.nn.Module): The model. Potentials whose forces or stresses are derivatives must
+            be in training mode, since they are constants otherwise.
         loss (callable): :obj:`loss(model, inputs)` gives a scalar.
         inputs (dict): Tensors like those of later calls, *e.g.*, positions and labels.
         compile (bool, optional): If set to :obj:`True`, the graph is compiled with
@@ -68,15 +70,21 @@ def trace_gradients(
 
     Returns:
         A function of such inputs that sets :obj:`.grad` of the parameters and returns the loss.
+
+    Raises:
+        ValueError: If a potential is not in training mode.
     """
+    for module in model.modules():
+        if isinstance(module, E2FormerPotential):
+            check_differentiates(module)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    module = _Loss(model, loss)
+    with_loss = _Loss(model, loss)
 
     def value_and_gradients(
         weights: dict[str, Tensor], inputs: dict[str, Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         traced = {f"model.{name}": weight for name, weight in weights.items()}
-        value = torch.func.functional_call(module, traced, (inputs,))
+        value = torch.func.functional_call(with_loss, traced, (inputs,))
         gradients = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
         return value, list(gradients)
 
@@ -110,6 +118,15 @@ def trace_gradients(
         return value
 
     return run
+
+
+def check_differentiates(potential: E2FormerPotential) -> None:
+    """Refuses a potential whose gradients would silently lack what forces contribute."""
+    derivatives = potential.forces == "conservative" or potential.stress
+    if derivatives and not potential.training:
+        raise ValueError(
+            "`model` must be in training mode for its forces to be differentiated, got eval mode"
+        )
 
 
 def copied_like(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
     python examples/quickstart.py && python examples/md_ethanol.py
 
 heats the molecule to 300 K with a thermostat, lets it go at constant energy, and writes a
-trajectory (`ase gui runs/md_ethanol/nve.traj` shows it), a checkpoint to go on from with
-``--resume``, and a plot of the energies, whose sum stays what it is as far as forces and steps are
-right. Dispersion or any other term of ASE is added to the potential by
+trajectory (`ase gui runs/md_ethanol/nve.traj` shows it), from whose last frame ``--resume`` goes
+on, and a plot of the energies, whose sum stays what it is as far as forces and steps are right.
+Dispersion or any other term of ASE is added to the potential by
 
     SumCalculator([E2FormerCalculator(checkpoint), DFTD3(method="PBE", damping="d3bj")])
 

@@ -155,6 +155,13 @@ def test_errors():
         capture.CapturedGradients(make_model(), loss)(make_batch(2, 3))
 
 
+def test_eval_mode_is_refused(monkeypatch):
+    gradients = capture.CapturedGradients(make_model().eval(), loss)
+    monkeypatch.setattr(gradients, "takes", lambda data: True)
+    with pytest.raises(ValueError, match="`model` must be in training mode .* got eval mode"):
+        gradients(make_batch(2, 3))
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("options", [{"backend": "torch"}, {"algorithm": "factorized"}])
 def test_other_backends_are_refused(options):

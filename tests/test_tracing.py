@@ -117,3 +117,27 @@ def test_the_model_is_left_alone():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert model.training
+
+
+@pytest.mark.parametrize("settings", [{}, {"forces": "direct", "stress": True}], ids=str)
+def test_potentials_in_eval_mode_are_refused(settings):
+    """Their forces are constants, and gradients would silently lack what forces contribute."""
+    model, loss, inputs = make(**settings)
+    with pytest.raises(ValueError, match="`model` must be in training mode .* got eval mode"):
+        trace_gradients(torch.nn.Sequential(model.eval()), loss, inputs)
+
+
+def test_energies_are_traced_in_eval_mode():
+    model, _, inputs = make(forces=None)
+    z = torch.tensor([6, 1, 8, 1])
+    edge_index = radius_graph(inputs["pos"][:4], 50.0)[0]
+    edges = EdgeIndex(edge_index, sparse_size=(4, 4), sort_order="col")
+
+    def loss(model, inputs):
+        return model(z, inputs["pos"][:4], edge_index=edges).energy.square().sum()
+
+    value, expected = eager(model.eval(), loss, inputs)
+    run = trace_gradients(model, loss, inputs)
+    assert torch.allclose(run(inputs), value)
+    pairs = zip(model.parameters(), expected, strict=True)
+    assert all(other is None or torch.allclose(p.grad, other) for p, other in pairs)

@@ -26,7 +26,8 @@ sphere = torch.stack(
 values = spherical_harmonics(2, sphere)  # [50, 75, 9]
 
 # %%
-# A feature of degree 2 has the nine rows 0 to 8: row :math:`\ell^2 + \ell + m`. Degree 1 is
+# A feature with ``lmax=2`` has nine rows: row :math:`\ell^2 + \ell + m` is of degree
+# :math:`\ell` and order :math:`m`. Degree 1 is
 # :math:`\sqrt{3}\,(x, y, z)` in this order, so that the rows of degree 1 *are* a vector.
 
 figure = plt.figure(figsize=(8, 5.4))

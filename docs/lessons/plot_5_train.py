@@ -4,7 +4,7 @@ Train a potential on ethanol
 
 Energies and forces of the bundled ethanol frames, half a minute of training: enough to see how it
 is done, not enough for a good potential. ``make quickstart`` trains three times as long and beside
-PyG's SchNet; :doc:`/background/performance` has the accuracy after fifteen minutes.
+PyG's SchNet; :doc:`/background/performance` has the accuracy after longer training.
 """
 
 import time

@@ -38,6 +38,11 @@ def aggregate(
         backend (str, optional): ``"auto"``, ``"torch"`` or ``"triton"``.
             (default: :obj:`"auto"`)
 
+    Raises:
+        TypeError: If a tensor has another kind of dtype.
+        ValueError: If a shape or an option is not valid.
+        RuntimeError: If :obj:`backend="triton"` is asked for.
+
     Shapes:
         - **x:** :math:`(N_s, *, C)`
         - **weight:** :math:`(|\mathcal{E}|)` or :math:`(|\mathcal{E}|, H)`

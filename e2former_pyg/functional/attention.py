@@ -110,6 +110,11 @@ def equivariant_attention(
             degrees up to 6) or ``"auto"``, which takes the kernels for CUDA tensors where they
             support the call. (default: :obj:`"auto"`)
 
+    Raises:
+        TypeError: If a tensor has another kind of dtype.
+        ValueError: If a shape or an option is not valid.
+        RuntimeError: If :obj:`backend="triton"` cannot serve the call.
+
     Shapes:
         - **q:** :math:`(N_t, H, D)`, **k:** :math:`(N_s, H, D)`
         - **v:** :math:`(N_s, (l_\mathrm{in}+1)^2, C)`
@@ -121,7 +126,7 @@ def equivariant_attention(
     """
     source_pos, target_pos = as_pair(pos)
     check_algorithm(algorithm, backend)
-    orders = as_orders(orders)
+    orders = as_orders(orders, "orders")
     check_shape("q", q, neighborhood.num_targets, "H", "D")
     if q.size(2) == 0:
         raise ValueError(f"`q` must have channels, got shape {list(q.shape)}")

@@ -75,6 +75,11 @@ def equivariant_convolution(
             degrees up to 6) or ``"auto"``, which takes the kernels for CUDA tensors where they
             support the call. (default: :obj:`"auto"`)
 
+    Raises:
+        TypeError: If a tensor has another kind of dtype.
+        ValueError: If a shape or an option is not valid.
+        RuntimeError: If :obj:`backend="triton"` cannot serve the call.
+
     Shapes:
         - **v:** :math:`(N_s, (l_\mathrm{in}+1)^2, C)`
         - **pos:** :math:`(N, 3)`, **edge_shift:** :math:`(|\mathcal{E}|, 3)`,
@@ -85,7 +90,7 @@ def equivariant_convolution(
     """
     source_pos, target_pos = as_pair(pos)
     check_algorithm(algorithm, backend)
-    orders = as_orders(orders)
+    orders = as_orders(orders, "orders")
     functions = radial.num_functions
     check_edges(v, (source_pos, target_pos), neighborhood, radial, edge_shift, edge_bias, functions)
     groups, rest = divmod(functions, len(orders))

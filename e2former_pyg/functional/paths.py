@@ -107,6 +107,9 @@ def coupling(lmax_in: int, lmax_out: int, orders: tuple[int, ...], parity: str =
         parity (str): ``"so3"`` keeps every path, ``"o3"`` those with even
             :math:`l_1+\ell+l_3`, so that a mirrored input gives the mirrored output.
             (default: ``"so3"``)
+
+    Raises:
+        ValueError: If a degree is not in 0 to 8, or there is no path.
     """
     for name, degree in (("lmax_in", lmax_in), ("lmax", lmax_out)):
         if not 0 <= degree <= MAX_DEGREE:

@@ -77,6 +77,8 @@ def radius_graph(
         differentiable with respect to :obj:`cell` and zero for open systems.
 
     Raises:
+        TypeError: If :obj:`pos` or :obj:`cell` has no floating point dtype, or
+            :obj:`batch` holds no integers.
         ValueError: If positions or cells are not finite, two atoms coincide, a
             cell is singular in its periodic directions, the cutoff is not
             positive, or a shape does not fit.

@@ -148,7 +148,13 @@ class E2FormerProperty(nn.Module):
         batch: Tensor | None = None,
         *,
         z: Tensor | None = None,
-        **kwargs: Any,
+        edge_index: Tensor | None = None,
+        edge_shift: Tensor | None = None,
+        cell: Tensor | None = None,
+        pbc: Tensor | None = None,
+        charge: Tensor | None = None,
+        spin: Tensor | None = None,
+        batch_size: int | None = None,
     ) -> Tensor:
         r"""Runs the forward pass of the module.
 
@@ -160,9 +166,28 @@ class E2FormerProperty(nn.Module):
             pos (torch.Tensor, optional): The positions in Å.
             batch (torch.Tensor, optional): The graph of each atom.
             z (torch.Tensor, optional): The atomic numbers, instead of :obj:`data`.
-            **kwargs (optional): Additional arguments of :meth:`E2Former.forward`.
+            edge_index (torch.Tensor, optional): All pairs within the cutoff.
+            edge_shift (torch.Tensor, optional): The image offset of each edge's source in Å.
+            cell (torch.Tensor, optional): The cell of each graph in Å.
+            pbc (torch.Tensor, optional): The periodic directions of each graph.
+            charge (torch.Tensor, optional): The total charge of each graph in e.
+            spin (torch.Tensor, optional): The spin multiplicity of each graph.
+            batch_size (int, optional): The number of graphs.
         """
-        inputs = as_input(data, pos, batch, self.backbone.cutoff, z=z, **kwargs)
+        inputs = as_input(
+            data,
+            pos,
+            batch,
+            self.backbone.cutoff,
+            z=z,
+            edge_index=edge_index,
+            edge_shift=edge_shift,
+            cell=cell,
+            pbc=pbc,
+            charge=charge,
+            spin=spin,
+            batch_size=batch_size,
+        )
         check_atoms(inputs.z, inputs.pos, inputs.batch, inputs.batch_size)
         graph, num_graphs = inputs.graph_of_atom()
         x = inputs.call(self.backbone, graph, num_graphs)

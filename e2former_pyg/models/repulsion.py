@@ -13,7 +13,7 @@ from ..so3.degrees import build_constant
 
 # Ziegler, Biersack and Littmark: (coefficient, exponent) of the screening function.
 SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
-SCREENING_LENGTH = 0.46850  # 0.8854 Bohr radii in Å
+SCREENING_LENGTH = 0.46850  # in Å, about 0.8854 Bohr radii
 COULOMB = 14.399645  # e^2 / (4 pi eps_0) in eV Å
 
 # Covalent radii in Å of hydrogen to curium (Cordero et al., doi:10.1039/b801115j).
@@ -91,17 +91,27 @@ class ZBLRepulsion(nn.Module):
         self,
         z: Tensor,
         pos: Tensor,
-        graph: Tensor,
+        batch: Tensor,
         edge_index: Tensor,
         edge_shift: Tensor | None = None,
         strain: Tensor | None = None,
     ) -> Tensor:
+        r"""Runs the forward pass of the module.
+
+        Args:
+            z (torch.Tensor): The atomic numbers.
+            pos (torch.Tensor): The positions in Å.
+            batch (torch.Tensor): The graph of each atom.
+            edge_index (torch.Tensor): The edges.
+            edge_shift (torch.Tensor, optional): The image offset of each edge's source in Å.
+            strain (torch.Tensor, optional): The strain of each graph.
+        """
         source, target = edge_index[0], edge_index[1]
         vectors = edge_vectors(
             pos.index_select(0, target),
             pos.index_select(0, source),
             edge_shift,
-            None if strain is None else strain.index_select(0, graph.index_select(0, target)),
+            None if strain is None else strain.index_select(0, batch.index_select(0, target)),
         )
         length = vectors.double().square().sum(1).sqrt()
         z_i, z_j = z.index_select(0, target), z.index_select(0, source)

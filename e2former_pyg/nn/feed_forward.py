@@ -46,6 +46,13 @@ class GatedFeedForward(nn.Module):
         self.contract.reset_parameters()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        r"""Runs the forward pass of the module.
+
+        Args:
+            x (torch.Tensor): The features.
+            residual (torch.Tensor, optional): Features of the output's shape that are added to it,
+                on a GPU in the same pass. (default: :obj:`None`)
+        """
         check_features(x, self.lmax, self.channels)
         check_dtype("x", x, self.expand.weight.dtype)
         assert self.expand.bias is not None

@@ -171,6 +171,14 @@ class PathLinear(nn.Module):
             nn.init.normal_(weight, std=max(weight.size(0), 1) ** -0.5)
 
     def forward(self, rows: Tensor, addend: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        r"""Runs the forward pass of the module.
+
+        Args:
+            rows (torch.Tensor): The path rows.
+            addend (torch.Tensor, optional): Features of the output's shape that are added to it, on
+                a GPU in the same pass. (default: :obj:`None`)
+            scale (float, optional): A factor of the mapped rows. (default: :obj:`1.0`)
+        """
         check_shape("rows", rows, "N", self.coupling.num_rows, self.in_channels)
         check_floating("rows", rows)
         check_dtype("rows", rows, self.weight[0].dtype)

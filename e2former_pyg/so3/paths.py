@@ -77,15 +77,15 @@ def all_paths(
     return paths
 
 
-def as_orders(order: int | Iterable[int]) -> tuple[int, ...]:
-    """Normalises ``order`` (``n`` means ``{n}``) to a sorted tuple."""
+def as_orders(order: int | Iterable[int], name: str = "order") -> tuple[int, ...]:
+    """Normalises orders (``n`` means ``{n}``) to a sorted tuple; ``name`` is that of the argument."""
     given: tuple[Any, ...] = tuple(order) if isinstance(order, Iterable) else (order,)
     try:
         orders = tuple(operator.index(n) for n in given if not isinstance(n, bool))
     except TypeError:
         orders = ()
     if not orders or len(orders) != len(given):
-        raise ValueError(f"`order` must be an integer or a non-empty set of integers, got {given}")
+        raise ValueError(f"`{name}` must be an integer or a non-empty set of integers, got {given}")
     if min(orders) < 0 or max(orders) > MAX_DEGREE or len(set(orders)) != len(orders):
-        raise ValueError(f"`order` must hold distinct integers in 0..{MAX_DEGREE}, got {orders}")
+        raise ValueError(f"`{name}` must hold distinct integers in 0..{MAX_DEGREE}, got {orders}")
     return tuple(sorted(orders))

@@ -68,6 +68,14 @@ def test_configurations_build(path, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.npz"))
 
 
+def test_parameters_of_omol25_in_the_guide():
+    model = build(ROOT / "configs" / "omol25.yaml").model
+    count = sum(parameter.numel() for parameter in model.parameters())
+    guide = " ".join((ROOT / "docs" / "guides" / "train.rst").read_text().split())
+    found = f"The {count / 1e6:.1f} million parameters of ``configs/omol25.yaml`` make"
+    assert f"{found} {16 * count / 1e6:.0f} MB" in guide
+
+
 def test_second_stage_of_omol25():
     cli = build(ROOT / "configs" / "omol25.yaml", *STAGE_TWO)
     assert cli.model.model.forces == "conservative" and cli.model.lr == 6e-4
