@@ -158,7 +158,7 @@ def test_errors():
 def test_eval_mode_is_refused(monkeypatch):
     gradients = capture.CapturedGradients(make_model().eval(), loss)
     monkeypatch.setattr(gradients, "takes", lambda data: True)
-    with pytest.raises(ValueError, match="`model` must be in training mode .* got eval mode"):
+    with pytest.raises(ValueError, match=r"`model` must be in training mode .* got eval mode"):
         gradients(make_batch(2, 3))
 
 

@@ -113,7 +113,16 @@ def test_module_is_checked(name: str) -> None:
 
 def test_reference_lists_all_public_modules() -> None:
     root = Path(e2former_pyg.__file__).parent
-    private = {"bags", "checks", "cuda_graphs", "engine", "fx_passes", "ghost_exchange", "kernels"}
+    private = {
+        "bags",
+        "checks",
+        "cuda_graphs",
+        "engine",
+        "files",
+        "fx_passes",
+        "ghost_exchange",
+        "kernels",
+    }
     private |= {"precision", "running"}
     modules = {path.stem for path in root.glob("*.py") if not path.stem.startswith("_")}
     modules |= {path.parent.name for path in root.glob("*/__init__.py")}

@@ -123,7 +123,7 @@ def test_the_model_is_left_alone():
 def test_potentials_in_eval_mode_are_refused(settings):
     """Their forces are constants, and gradients would silently lack what forces contribute."""
     model, loss, inputs = make(**settings)
-    with pytest.raises(ValueError, match="`model` must be in training mode .* got eval mode"):
+    with pytest.raises(ValueError, match=r"`model` must be in training mode .* got eval mode"):
         trace_gradients(torch.nn.Sequential(model.eval()), loss, inputs)
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import pickle
 import re
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import torch
 from torch_geometric.io import fs
 
+from ..files import written_whole
 from .record import damaged
 
 VERSION = "2"
@@ -51,15 +49,5 @@ def load(path: Path) -> Any:
 def save_atomically(value: Any, path: Path) -> None:
     """Writes a file under a temporary name beside ``path``, then renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Runs at the same time write files of their own; the last one to finish wins.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+    with written_whole(path) as temporary:
+        torch.save(value, temporary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..files import written_whole
 from .e2former import E2Former
 
 FORMAT = "e2former_pyg"
@@ -53,7 +53,6 @@ def save_checkpoint(
         "class": class_name(model),
         "config": config_text(settings),
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     tensors, sharded = {}, False
     for key, value in model.state_dict().items():
         if hasattr(value, "full_tensor"):  # a DTensor, which not every build of PyTorch has
@@ -61,11 +60,8 @@ def save_checkpoint(
         tensors[key] = value.detach().cpu().contiguous().clone()
     if sharded and torch.distributed.get_rank() != 0:
         return
-    try:
+    with written_whole(path) as temporary:
         save_file(tensors, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -78,7 +78,7 @@ def all_paths(
 
 
 def as_orders(order: int | Iterable[int], name: str = "order") -> tuple[int, ...]:
-    """Normalises orders (``n`` means ``{n}``) to a sorted tuple; ``name`` is that of the argument."""
+    """Normalises orders (``n`` means ``{n}``) to a sorted tuple; errors call them ``name``."""
     given: tuple[Any, ...] = tuple(order) if isinstance(order, Iterable) else (order,)
     try:
         orders = tuple(operator.index(n) for n in given if not isinstance(n, bool))

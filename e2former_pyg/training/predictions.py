@@ -2,7 +2,6 @@ r"""Predictions, written to a file."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from ..files import written_whole
 from ..models import PotentialOutput
 
 
@@ -79,10 +79,8 @@ class PredictionWriter(BasePredictionWriter):
         arrays["ptr"] = np.concatenate([[0], np.cumsum(arrays.pop("sizes"))])
         path = Path(self.path or Path(trainer.default_root_dir) / "predictions.npz")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with written_whole(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **arrays)
-        os.replace(temporary, path)
 
 
 def _array(value: Tensor) -> np.ndarray:

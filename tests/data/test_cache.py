@@ -92,7 +92,7 @@ def test_interrupted_writing_keeps_what_was_there(tmp_path, monkeypatch, old):
         save_atomically(old, path)
 
     def save(value, file):
-        file.write(b"half of it")
+        file.write_bytes(b"half of it")
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
@@ -109,7 +109,7 @@ def test_killed_while_writing(molecule, write_npz, tmp_path):
         "import os, signal, sys, torch\n"
         "from e2former_pyg.data import NPZDataset\n"
         "def save(value, file):\n"
-        "    file.write(b'half of it'); file.flush()\n"
+        "    file.write_bytes(b'half of it')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "torch.save = save\n"
         "NPZDataset(sys.argv[1], sys.argv[2])\n"
