@@ -72,7 +72,7 @@ class RadiusGraph(BaseTransform):
             self.cutoff,
             batch=data.get("batch"),
             cell=cell,
-            pbc=_flags(data.get("pbc")) if cell is not None else None,
+            pbc=_flags(data.get("pbc")),
             max_num_neighbors=self.max_num_neighbors,
             batch_size=data.num_graphs if is_batch else None,
         )
@@ -136,6 +136,11 @@ class RandomRotation(BaseTransform):
                 )
         self.rotation = rotation
         self.generator = generator
+
+    def __repr__(self) -> str:
+        # Processed files are told apart by this text.
+        matrix = "" if self.rotation is None else f"rotation={self.rotation.tolist()}"
+        return f"{self.__class__.__name__}({matrix})"
 
     def forward(self, data: Data | Batch) -> Data | Batch:
         rotation = self._draw() if self.rotation is None else self.rotation
@@ -272,7 +277,9 @@ class SelectTarget(BaseTransform):
         return data
 
     def __repr__(self) -> str:
-        return f"{self.__class__.__name__}({[self.names[column] for column in self.columns]})"
+        targets = [self.names[column] for column in self.columns]
+        other = self.names != QM9_TARGETS  # processed files are told apart by this text
+        return f"{self.__class__.__name__}({targets}{f', names={self.names}' if other else ''})"
 
 
 def _position(data: Data | Batch) -> Tensor:

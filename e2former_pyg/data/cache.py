@@ -23,9 +23,18 @@ def processed_name(path: Path, settings: Mapping[str, Any]) -> str:
     """A file name that changes with the source file and with how it is read."""
     stat = path.stat()
     text = [VERSION, str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)]
-    # The address of an object says nothing about it and changes from run to run.
-    text += [f"{key}={re.sub(r' at 0x[0-9a-fA-F]+', '', str(settings[key]))}" for key in settings]
+    text += [f"{key}={_described(settings[key])}" for key in settings]
     return f"{path.stem}-{hashlib.sha256(chr(0).join(text).encode()).hexdigest()[:12]}.pt"
+
+
+def _described(value: Any) -> str:
+    """The text of a setting, of a function with its code and the variables that it closes over."""
+    code, cells = getattr(value, "__code__", None), getattr(value, "__closure__", None) or ()
+    parts = [value, *(cell.cell_contents for cell in cells)]
+    if code is not None:
+        parts += [code.co_code, code.co_consts, code.co_names, value.__defaults__]
+    # The address of an object says nothing about it and changes from run to run.
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(map(str, parts)))
 
 
 def cached(path: Path | None, build: Callable[[], Any], force_reload: bool) -> Any:

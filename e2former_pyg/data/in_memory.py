@@ -79,6 +79,7 @@ class FileDataset(InMemoryDataset, ABC):
     def _build(self, processed: Path | None) -> dict[str, Any]:
         conversion = Conversion(processed)
         reason: ValueError | None = None
+        unlike = 0
         for index, fields in self.read(conversion.next):
             try:
                 if isinstance(fields, ValueError):
@@ -86,11 +87,13 @@ class FileDataset(InMemoryDataset, ABC):
                 data = make_data(fields, self.dtype)
                 if conversion.names is None:
                     conversion.names = frozenset(data.keys())
+                if frozenset(data.keys()) != conversion.names:
+                    unlike += 1
                 check_same_fields(data, conversion.names)
                 if self.pre_filter is None or self.pre_filter(data):
                     # Transforms look at more than we do: RadiusGraph finds coincident atoms.
                     if self.pre_transform is not None:
-                        data = self.pre_transform(data)
+                        data = transformed(self.pre_transform, data)
                     conversion.graphs.append(data)
             except ValueError as error:
                 reason = damaged(self.path, index, error)
@@ -101,12 +104,25 @@ class FileDataset(InMemoryDataset, ABC):
         if not conversion.graphs:
             found = f"no record to use, {conversion.num_skipped} are damaged"
             raise damaged(self.path, None, found) from reason
+        if unlike > len(conversion.graphs):
+            # The first record is the odd one out, and what is damaged are not the others.
+            names = sorted(conversion.names or ())
+            found = f"{unlike} records have other fields than the first, which has {names}"
+            raise damaged(self.path, None, found) from reason
         data, slices = self.collate(conversion.graphs)
         return {
             "data": data.to_dict(),
             "slices": slices,
             "num_skipped": conversion.num_skipped,
         }
+
+
+def transformed(pre_transform: Callable[[Data], Data], data: Data) -> Data:
+    """What a ``pre_transform`` makes of a graph."""
+    out = pre_transform(data)
+    if not isinstance(out, Data):
+        raise TypeError(f"`pre_transform` must return a Data, got {type(out).__name__}")
+    return out
 
 
 def source_file(path: str | os.PathLike[str]) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .in_memory import FileDataset, Record
-from .record import damaged
+from .record import damaged, label_names
 
 PER_FRAME = ("energy", "cell", "stress", "charge", "spin")
 SPLITS = {"train": 0, "val": 1}
@@ -103,7 +103,7 @@ class NPZDataset(FileDataset):
         if split is not None and split not in SPLITS:
             raise ValueError(f"`split` must be one of {list(SPLITS)}, found {split!r}")
         self.split = split
-        self.labels = tuple(labels)
+        self.labels = label_names(labels)
         self.keys = dict(keys or {})
         super().__init__(
             path,
@@ -125,7 +125,12 @@ class NPZDataset(FileDataset):
         ragged = "ptr" in arrays
         lengths = [len(arrays[name]) for name in per_frame]
         # The longest array counts, so that frames which another one lacks are found.
-        lengths.append(len(arrays["ptr"]) - 1 if ragged else len(arrays["pos"]))
+        if ragged:
+            lengths.append(len(arrays["ptr"]) - 1)
+        else:
+            lengths += [len(arrays[name]) for name in ("pos", "forces") if name in arrays]
+        if "pbc" in arrays and arrays["pbc"].ndim > 1:
+            lengths.append(len(arrays["pbc"]))
         for index in range(start, max(lengths)):
             if self.split is not None:
                 split = arrays["split"]
@@ -172,9 +177,14 @@ class NPZDataset(FileDataset):
                 raise damaged(self.path, None, reason)
         if "ptr" in arrays and (len(arrays["ptr"]) == 0 or arrays["ptr"].dtype.kind not in "iu"):
             raise damaged(self.path, None, "`ptr` must hold the first atom of each frame")
-        if "ptr" in arrays and arrays["ptr"][-1] < len(arrays["pos"]):
-            reason = f"`pos` has {len(arrays['pos'])} rows, `ptr` ends at {arrays['ptr'][-1]}"
-            raise damaged(self.path, len(arrays["ptr"]) - 1, reason)
+        if "ptr" in arrays:
+            if arrays["ptr"][0] != 0:
+                raise damaged(self.path, 0, f"`ptr` must begin with 0, found {arrays['ptr'][0]}")
+            for name in ("pos", "z", "forces"):
+                if name in arrays and arrays["ptr"][-1] < len(arrays[name]):
+                    rows = f"`{name}` has {len(arrays[name])} rows"
+                    reason = f"{rows}, `ptr` ends at {arrays['ptr'][-1]}"
+                    raise damaged(self.path, len(arrays["ptr"]) - 1, reason)
         return arrays
 
     @staticmethod

@@ -15,7 +15,7 @@ from torch_geometric.data import Data, Dataset
 from .aselmdb import ASELMDB, open_database
 from .cache import cached, processed_name
 from .in_memory import source_file, warn_skipped
-from .record import DamagedDataError, damaged, make_data
+from .record import DamagedDataError, damaged, label_names, make_data
 
 MAX_OPEN = 64
 """Files that a dataset holds open at a time."""
@@ -85,7 +85,7 @@ class OMol25Dataset(Dataset):
         if taken := {"z", "pos", *FIELDS} & set(labels):
             raise ValueError(f"`labels` must name further values, found {sorted(taken)}")
         self.paths = source_files(path)
-        self.labels = tuple(labels)
+        self.labels = label_names(labels)
         self.skip_damaged = skip_damaged
         self.dtype = dtype
         self._database = lru_cache(MAX_OPEN)(open_database)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,15 @@ def check_same_fields(data: Data, names: frozenset[str]) -> None:
     for verb, others in (("lacks", names - found), ("also has", found - names)):
         if others:
             raise ValueError(f"it {verb} {sorted(others)}, unlike the records before it")
+
+
+def label_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """Names of further values, which are attributes of graphs beside those of PyG."""
+    if isinstance(labels, str):
+        raise TypeError(f"`labels` must be a list of names, got the string {labels!r}")
+    if taken := {"batch", "ptr", "edge_index"} & set(labels):
+        raise ValueError(f"`labels` must name further values, found {sorted(taken)}")
+    return tuple(labels)
 
 
 def _atomic_numbers(value: Any) -> torch.Tensor:

@@ -49,7 +49,8 @@ def edge_geometry(
 def edge_vectors(
     pos_i: Tensor, pos_j: Tensor, edge_shift: Tensor | None = None, strain: Tensor | None = None
 ) -> Tensor:
-    r""":math:`r_{ij} = (x_i - x_j - s_{ij}) (I + \epsilon)` in the dtype of the positions.
+    r""":math:`r_{ij} = (x_i - x_j - s_{ij}) (I + \epsilon)` in the dtype of the
+    positions, or that of the shifts where it is more exact.
 
     ``strain`` is that of each edge's graph, ``[..., 3, 3]``.
     """
@@ -57,5 +58,6 @@ def edge_vectors(
     if edge_shift is not None:
         vectors = vectors - edge_shift
     if strain is not None:
-        vectors = vectors + (vectors.unsqueeze(-2) @ strain).squeeze(-2)
+        # Shifts may be more exact than positions, and vectors with them.
+        vectors = vectors + (vectors.unsqueeze(-2) @ strain.to(vectors.dtype)).squeeze(-2)
     return vectors

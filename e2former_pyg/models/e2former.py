@@ -308,4 +308,6 @@ def set_lmax_out(backbone_kwargs: dict[str, Any], degree: int) -> None:
     """Sets the degree of the output to what a model's heads read, as far as a backbone with these
     arguments has it, unless they name one.
     """
-    backbone_kwargs.setdefault("lmax_out", min(degree, backbone_kwargs.get("lmax", _LMAX)))
+    # Those who read signatures, such as jsonargparse, pass the backbone's own default on.
+    if backbone_kwargs.get("lmax_out") is None:
+        backbone_kwargs["lmax_out"] = min(degree, backbone_kwargs.get("lmax", _LMAX))

@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 
 from ..checks import check_floating, check_range, check_shape, check_tensor, values_known
 from ..graph import CSRNeighborhood, radius_graph
+from ..graph.padded import is_within
 from ..graph.radius_graph import COINCIDENT
 from ..radial import check_atomic_numbers
 
@@ -162,9 +163,43 @@ def check_distances(
     coincident = vectors.square().sum(dim=1) <= (COINCIDENT * cutoff) ** 2
     if bool(coincident.any()):
         edge = int(coincident.nonzero()[0])
+        first, second = int(source[edge]), int(target[edge])
+        if first == second:
+            raise ValueError(
+                "`edge_index` must not join an atom to itself without an `edge_shift`, got an edge "
+                f"of atom {first}; in batches with crystals all graphs need a `cell`, of zeros "
+                "for molecules"
+            )
         raise ValueError(
-            f"`pos` must not hold coincident atoms, got atoms {int(source[edge])} and "
-            f"{int(target[edge])} at {pos[source[edge]].tolist()}"
+            f"`pos` must not hold coincident atoms, got atoms {first} and {second} at "
+            f"{pos[source[edge]].tolist()}"
+        )
+
+
+def check_same_graph(
+    batch: Tensor | None,
+    pos: Tensor,
+    edge_index: Tensor,
+    edge_shift: Tensor | None,
+    cutoff: float,
+) -> None:
+    """Raises on edges between graphs, as batches without increments have them, but for those that
+    are too long to count. CPU only.
+    """
+    if batch is None or not values_known(pos):
+        return
+    ends = batch[edge_index]
+    crossing = (ends[0] != ends[1]).nonzero().squeeze(1)
+    if crossing.numel() == 0:
+        return
+    pairs = edge_index[:, crossing]
+    shift = None if edge_shift is None else edge_shift[crossing]
+    within = is_within(pos.detach(), pairs, shift, cutoff).nonzero()
+    if within.numel() > 0:
+        first = int(within[0])
+        raise ValueError(
+            f"`edge_index` must join atoms of one graph, got the edge {pairs[:, first].tolist()} "
+            f"of graphs {ends[:, crossing[first]].tolist()}"
         )
 
 
@@ -193,6 +228,7 @@ def sorted_edges(
         given = edge_index
         edge_index = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
         check_distances(pos, edge_index, edge_shift, cutoff)
+        check_same_graph(inputs.batch, pos, edge_index, edge_shift, cutoff)
         if isinstance(given, EdgeIndex) and given.is_sorted_by_col and given.sparse_size() == size:
             return given, edge_shift
         if perm is not None:

@@ -57,8 +57,7 @@ class E2FormerPotential(nn.Module):
             distances as in :class:`~e2former_pyg.models.ZBLRepulsion`, in training as well. Not
             with direct forces. (default: :obj:`False`)
         **backbone_kwargs (optional): Arguments of :class:`E2Former`. Here :obj:`lmax_out` is by
-            default the degree that is read, 0, or 1 with direct forces; :obj:`None` is
-            :obj:`lmax`.
+            default the degree that is read, 0, or 1 with direct forces.
 
     Shapes:
         - **input:** a :class:`~torch_geometric.data.Data` or
@@ -84,6 +83,8 @@ class E2FormerPotential(nn.Module):
                 f"`backbone` was given together with its arguments {sorted(backbone_kwargs)}"
             )
         set_lmax_out(backbone_kwargs, 1 if forces == "direct" else 0)
+        if backbone is not None and not isinstance(backbone, nn.Module):
+            raise TypeError(f"`backbone` must be a Module, got {type(backbone).__name__}")
         self.backbone = E2Former(**backbone_kwargs) if backbone is None else backbone
         self.forces = forces
         self.stress = stress

@@ -39,7 +39,7 @@ class E2FormerProperty(nn.Module):
         backbone (E2Former, optional): The backbone. (default: :obj:`None`, an
             :class:`E2Former` made from :obj:`**backbone_kwargs`)
         **backbone_kwargs (optional): Arguments of :class:`E2Former`. Here :obj:`lmax_out` is by
-            default the highest degree of :obj:`out`; :obj:`None` is :obj:`lmax`.
+            default the highest degree of :obj:`out`.
 
     Shapes:
         - **input:** a :class:`~torch_geometric.data.Data` or

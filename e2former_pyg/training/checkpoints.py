@@ -123,8 +123,7 @@ class LastCheckpoint(Checkpoint):
         # Gradients that are still to be added up would be lost.
         due = ends or (stepped and self.step % self.every_n_steps == 0)
         # A run that goes on from here would leave out the validation that follows.
-        loop: Any = trainer.fit_loop
-        if due and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+        if due and not _validates_next(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,6 +150,16 @@ class LastCheckpoint(Checkpoint):
 def folder(root: str | None) -> Path:
     """Where the checkpoints of a trainer with this ``default_root_dir`` are."""
     return Path(root or ".") / "checkpoints"
+
+
+def _validates_next(trainer: Any) -> bool:
+    """Whether a validation follows the present step, which Lightning leaves out where it finds no
+    data for it.
+    """
+    loop = trainer.fit_loop
+    if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+        return False
+    return trainer.val_dataloaders is None or sum(trainer.num_val_batches) > 0
 
 
 def _trial(trainer: Any) -> bool:

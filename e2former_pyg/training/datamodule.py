@@ -23,8 +23,8 @@ class GraphDataModule(LightningDataModule):
 
     Datasets are given as functions that make them, such as
     :obj:`lambda: NPZDataset("molecules.npz")`, so that one process processes or downloads files
-    before the others read them; a dataset itself serves as well. Without :obj:`val` or
-    :obj:`test`, these can be taken from the training set at random.
+    before the others read them; a dataset itself, or a list of graphs, serves as well. Without
+    :obj:`val` or :obj:`test`, these can be taken from the training set at random.
 
     Args:
         train (callable or Dataset, optional): The training set. (default: :obj:`None`)
@@ -79,6 +79,8 @@ class GraphDataModule(LightningDataModule):
                 f"got {len(given)} of them"
             )
         ((self.count, self.bound),) = given.items()
+        if train_size is not None and not train_size > 0:
+            raise ValueError(f"`train_size` must be positive, got {train_size}")
         for name, source, size in (("val", val, val_size), ("test", test, test_size)):
             if source is not None and size:
                 raise ValueError(f"`{name}_size` must be 0 with `{name}`, got {size}")
@@ -100,15 +102,14 @@ class GraphDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.world_size == 1:
             return
         for source in self.sources.values():
-            if source is not None and not isinstance(source, Dataset):
-                source()
+            _made(source)
 
     def setup(self, stage: str) -> None:
         if self.datasets:
             return
         for name, source in self.sources.items():
             if source is not None:
-                self.datasets[name] = source if isinstance(source, Dataset) else source()
+                self.datasets[name] = _made(source)
         parts = {name: size for name, size in self.split_sizes.items() if size}
         if parts:
             if "train" not in self.datasets:
@@ -150,6 +151,11 @@ class GraphDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         while self.loaders:
             self.loaders.pop().close()
+
+
+def _made(source: Any) -> Any:
+    """The dataset that a source makes or is."""
+    return source() if callable(source) and not isinstance(source, Dataset) else source
 
 
 def split(dataset: Any, sizes: dict[str, int | float], seed: int) -> dict[str, Subset]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from ..checks import check_shape
 from ..models import PotentialOutput
 
 Weight = float | dict[int, float]
@@ -75,10 +76,14 @@ def errors(out: PotentialOutput, data: Data, num_atoms: Tensor | None = None) ->
     found = {}
     sizes = data.ptr.diff().to(out.energy.device) if num_atoms is None else num_atoms
     if data.get("energy") is not None:
+        if data.energy.numel() != out.energy.numel():
+            check_shape("energy", data.energy, out.energy.numel())
         found["energy"] = (out.energy - data.energy.double().view_as(out.energy)) / sizes
     for name in ("forces", "stress"):
         value, label = getattr(out, name), data.get(name)
         if value is not None and label is not None:
+            if label.numel() != value.numel():
+                check_shape(name, label, *value.shape)
             found[name] = value - label.to(value.dtype).view_as(value)
     return found
 

@@ -157,6 +157,11 @@ class E2FormerModule(TrainingModule):
             return
         fit = ReferenceFit()
         for data in loader:
+            if data.get("energy") is None:
+                raise ValueError(
+                    "graphs must hold `energy` to fit references, found "
+                    f"{sorted(data.keys())}; pass `fit_references=False`"
+                )
             forces = data.get("forces") if self.model.forces else None
             fit.update(data.z, data.energy, data.batch, forces)
         self.model.references.set(fit)

@@ -213,3 +213,12 @@ def test_ase_is_needed_only_to_process(write, tmp_path, monkeypatch):
     assert len(ASEDataset(path, tmp_path / "root")) == 1
     with pytest.raises(ImportError, match=r"`ase` is needed .*'e2former-pyg\[ase\]'"):
         ASEDataset(path)
+
+
+def test_a_first_frame_unlike_the_others_is_no_measure(write):
+    """Else one frame would be kept, and the good ones thrown away as damaged."""
+    without = MOLECULE.replace("energy=-2079", "other=-2079")
+    assert without != MOLECULE
+    path = write(without + 3 * MOLECULE)
+    with pytest.raises(DamagedDataError, match="3 records have other fields than the first"):
+        ASEDataset(path, skip_damaged=True)

@@ -12,7 +12,7 @@ import torch
 
 from e2former_pyg.data import DamagedDataError, NPZDataset
 from e2former_pyg.data.cache import save_atomically
-from e2former_pyg.transforms import RadiusGraph
+from e2former_pyg.transforms import RadiusGraph, RandomRotation, SelectTarget
 
 
 class Count:
@@ -119,3 +119,21 @@ def test_killed_while_writing(molecule, write_npz, tmp_path):
     assert run.returncode == -signal.SIGKILL
     assert [name.endswith(".tmp") for name in files(root)] == [True]
     assert np.array_equal(NPZDataset(path, root).energy, molecule["energy"])
+
+
+def test_functions_and_transforms_are_told_apart_by_what_they_do(molecule, write_npz, tmp_path):
+    path, root = write_npz(molecule), tmp_path / "root"
+    for cutoff in (1.2, 3.0):
+        expected = NPZDataset(path, pre_transform=RadiusGraph(cutoff))[0].edge_index
+        for transform in (lambda data, c=cutoff: RadiusGraph(c)(data), closure(cutoff)):
+            found = NPZDataset(path, root, pre_transform=transform)[0].edge_index
+            assert torch.equal(found, expected)
+    for rotation in (torch.eye(3), torch.eye(3).roll(1, 0)):
+        found = NPZDataset(path, root, pre_transform=RandomRotation(rotation))[0].pos
+        assert torch.allclose(found, NPZDataset(path)[0].pos @ rotation.t())
+    first, second = (repr(SelectTarget("a", names=names)) for names in (("a", "b"), ("b", "a")))
+    assert first != second
+
+
+def closure(cutoff):
+    return lambda data: RadiusGraph(cutoff)(data)

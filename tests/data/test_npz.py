@@ -227,3 +227,27 @@ def test_whole_files_give_no_warning(molecule, write_npz):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         NPZDataset(write_npz(molecule), skip_damaged=True)
+
+
+def test_arrays_that_are_longer_than_the_others(molecule, crystals, write_npz):
+    longer = {**molecule, "forces": np.concatenate([molecule["forces"], molecule["forces"][:1]])}
+    with pytest.raises(DamagedDataError, match=r"record 5: `(pos|energy)` has 5 entries"):
+        NPZDataset(write_npz(longer))
+    for name in ("z", "forces"):
+        longer = {**crystals, name: np.concatenate([crystals[name], crystals[name][:1]])}
+        with pytest.raises(DamagedDataError, match=rf"`{name}` has .* rows, `ptr` ends at"):
+            NPZDataset(write_npz(longer))
+    late = crystals["ptr"] + (np.arange(len(crystals["ptr"])) == 0)
+    with pytest.raises(DamagedDataError, match=r"record 0: `ptr` must begin with 0, found 1"):
+        NPZDataset(write_npz({**crystals, "ptr": late}))
+
+
+@pytest.mark.parametrize("labels", ["gap", ["batch"], ["ptr"]])
+def test_labels_are_a_list_of_further_names(molecule, write_npz, labels):
+    with pytest.raises((TypeError, ValueError), match="`labels` must"):
+        NPZDataset(write_npz(molecule), labels=labels)
+
+
+def test_transforms_that_forget_to_return(molecule, write_npz):
+    with pytest.raises(TypeError, match="`pre_transform` must return a Data, got NoneType"):
+        NPZDataset(write_npz(molecule), pre_transform=lambda data: None)

@@ -162,11 +162,14 @@ def test_killed(molecule, write_npz, tmp_path):
         "import os, signal, sys\n"
         "from e2former_pyg.data import NPZDataset, parts\n"
         "parts.INTERVAL = 0.0\n"
-        "def stop(data):\n"
-        "    if float(data.energy) == float(sys.argv[3]):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return True\n"
-        "NPZDataset(sys.argv[1], sys.argv[2], pre_filter=stop)\n"
+        "class Stop:\n"
+        "    def __call__(self, data):\n"
+        "        if float(data.energy) == float(sys.argv[3]):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return True\n"
+        "    def __repr__(self):\n"
+        "        return 'Stop()'\n"
+        "NPZDataset(sys.argv[1], sys.argv[2], pre_filter=Stop())\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     energy = repr(float(molecule["energy"][3]))
@@ -174,12 +177,17 @@ def test_killed(molecule, write_npz, tmp_path):
     assert subprocess.run(command, env=env).returncode == -signal.SIGKILL
     assert len(processed(root)) == 3
 
-    def stop(data):
-        stop.calls += 1
-        return True
+    class Count:
+        calls = 0
 
-    stop.calls = 0
-    stop.__qualname__ = "stop"
-    dataset = NPZDataset(path, root, pre_filter=stop)
-    assert stop.calls == 2
+        def __call__(self, data):
+            self.calls += 1
+            return True
+
+        def __repr__(self):
+            return "Stop()"
+
+    count = Count()
+    dataset = NPZDataset(path, root, pre_filter=count)
+    assert count.calls == 2
     assert np.array_equal(dataset.energy, molecule["energy"])

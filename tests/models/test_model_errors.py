@@ -7,6 +7,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
 
+from e2former_pyg import E2FormerPotential
+from e2former_pyg.graph import radius_graph
 from e2former_pyg.transforms import RadiusGraph
 
 NAN, INF = float("nan"), float("inf")
@@ -60,7 +62,7 @@ BAD_EDGES = {
     "shape": ({"edge_index": PAIR[:1]}, ValueError, r"`edge_index`.*\[1, 2\]"),
     "high": ({"edge_index": PAIR + 7}, IndexError, "`edge_index`.*8"),
     "negative": ({"edge_index": PAIR - 1}, IndexError, "`edge_index`.*-1"),
-    "loop": ({"edge_index": PAIR * 0}, ValueError, "`pos`.*coincident.*0 and 0"),
+    "loop": ({"edge_index": PAIR * 0}, ValueError, "`edge_index`.*to itself.*atom 0"),
     "shift shape": ({"edge_shift": torch.zeros(3, 3)}, ValueError, r"`edge_shift`.*\[3, 3\]"),
     "shift dtype": ({"edge_shift": torch.ones(2, 3).long()}, TypeError, "`edge_shift`.*int64"),
     "shift nan": ({"edge_shift": torch.full((2, 3), NAN)}, ValueError, "`edge_shift`.*finite"),
@@ -286,3 +288,30 @@ def test_any_input_works_or_is_explained(
         assert num_atoms == rows and columns == 3 and int(z.sum()) >= 0
         assert out.energy.shape == (1,) and out.forces.shape == (rows, 3)
         assert all(value.isfinite().all() for value in out)
+
+
+def test_edges_between_graphs_are_refused(lab):
+    """As in batches made by hand, where the second graph's atoms were not counted on."""
+    z, pos = lab.molecule(4)
+    batch = torch.tensor([0, 0, 1, 1])
+    edges = torch.tensor([[1, 0, 3, 2], [0, 1, 2, 1]])
+    for kind in ("potential", "property"):
+        with pytest.raises(ValueError, match=r"`edge_index`.* edge \[2, 1\] of graphs \[1, 0\]"):
+            lab.make(kind)(z, pos, batch, edge_index=edges)
+
+
+def test_a_backbone_is_a_module():
+    with pytest.raises(TypeError, match="`backbone` must be a Module, got int"):
+        E2FormerPotential(64)
+
+
+def test_shifts_may_be_more_exact_than_positions(lab):
+    """Neighbour lists of others give them in float64."""
+    model = lab.make("potential", stress=True).float()
+    z, pos = lab.molecule(6, dtype=torch.float32)
+    cell = 9.0 * torch.eye(3)
+    edge_index, shift = radius_graph(pos, model.cutoff, cell=cell)
+    expected = model(z, pos, edge_index=edge_index, edge_shift=shift, cell=cell)
+    out = model(z, pos, edge_index=edge_index, edge_shift=shift.double(), cell=cell.double())
+    for found, other in zip(out, expected, strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-4, atol=1e-5, check_dtype=False)

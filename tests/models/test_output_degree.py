@@ -31,13 +31,13 @@ def test_features(lab, num_layers, lmax_out, final_norm):
         (E2FormerPotential, {}, 0),
         (E2FormerPotential, {"forces": None}, 0),
         (E2FormerPotential, {"forces": "direct"}, 1),
-        (E2FormerPotential, {"lmax_out": None}, 2),
+        (E2FormerPotential, {"lmax_out": None}, 0),
         (E2FormerPotential, {"lmax_out": 1}, 1),
         (E2FormerPotential, {"lmax": 0}, 0),
         (E2FormerProperty, {}, 0),
         (E2FormerProperty, {"out": "0e + 2e"}, 2),
         (E2FormerProperty, {"out": "1o", "lmax": 3}, 1),
-        (E2FormerProperty, {"out": "1o", "lmax_out": None}, 2),
+        (E2FormerProperty, {"out": "1o", "lmax_out": None}, 1),
     ],
 )
 def test_default(cls, own, degree):

@@ -15,8 +15,9 @@ import yaml
 from small_runs import Frames
 
 import e2former_pyg.data
-from e2former_pyg import E2FormerPotential
+from e2former_pyg import E2FormerPotential, E2FormerProperty
 from e2former_pyg.data import NPZDataset
+from e2former_pyg.training import E2FormerModule, E2FormerPropertyModule
 from e2former_pyg.training.cli import make_cli
 
 ROOT = Path(__file__).parents[2]
@@ -218,3 +219,23 @@ def test_training_without_lightning():
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )
     assert "pip install 'e2former-pyg[train]'" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "module, model, kwargs",
+    [
+        (E2FormerModule, E2FormerPotential, {"forces": "conservative"}),
+        (E2FormerModule, E2FormerPotential, {"forces": "direct"}),
+        (E2FormerPropertyModule, E2FormerProperty, {"out": "1o"}),
+    ],
+)
+def test_models_are_those_of_a_program(module, model, kwargs):
+    """Also what they take from the arguments of the backbone when these are not given."""
+    ((name, value),) = kwargs.items()
+    command = [
+        f"--model={module.__module__}.{module.__name__}",
+        f"--model.init_args.model={model.__module__}.{model.__name__}",
+        f"--model.init_args.model.init_args.{name}={value}",
+        "--data.batch_size=3",
+    ]
+    assert make_cli(command, run=False).model.model.config == model(**kwargs).config

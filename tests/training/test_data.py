@@ -98,6 +98,7 @@ def test_bound_of_edges():
         ({}, "one of `max_atoms`, `max_edges` and `batch_size` must be given, got 0 of them"),
         ({"max_atoms": 9, "batch_size": 3}, "must be given, got 2 of them"),
         ({"batch_size": 3, "val": Frames(2), "val_size": 2}, "`val_size` must be 0 with `val`"),
+        ({"batch_size": 3, "train_size": 0}, "`train_size` must be positive, got 0"),
         ({"batch_size": 3, "val_size": 30}, "must leave graphs for each part .* 30 there are"),
         ({"batch_size": 3, "val_size": 2, "train": None}, "`train` must be given with sizes"),
     ],
@@ -144,3 +145,10 @@ def test_predictions_of_properties(npz, tmp_path):
         expected = torch.cat([model.eval()(frame) for frame in NPZDataset(npz)])
     found = np.load(tmp_path / "predictions.npz")["y"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_list_of_graphs():
+    data = GraphDataModule(Frames(30).frames, batch_size=3, val_size=6)
+    data.setup("fit")
+    graphs = sum(batch.num_graphs for batch in data.train_dataloader())
+    assert graphs == 24 and sum(batch.num_graphs for batch in data.val_dataloader()) == 6

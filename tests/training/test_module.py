@@ -348,3 +348,21 @@ def test_endless_runs_need_the_last_step(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=-1, max_epochs=-1, limit_val_batches=0)
     with pytest.raises(ValueError, match="`total_steps` must be given"):
         trainer.fit(make_module(total_steps=None), GraphDataModule(Frames(), batch_size=10))
+
+
+def test_labels_of_other_shapes_are_named(tmp_path):
+    frames = Frames(6)
+    for frame in frames.frames:
+        frame.energy = frame.energy.expand(2)
+    data = GraphDataModule(frames, batch_size=3)
+    with pytest.raises(ValueError, match=r"`energy` must have shape \[3\], got \[6\]"):
+        make_trainer(tmp_path).fit(make_module(fit_references=False), data)
+
+
+def test_references_need_energies(tmp_path):
+    frames = Frames(6)
+    for frame in frames.frames:
+        del frame.energy
+    data = GraphDataModule(frames, batch_size=3)
+    with pytest.raises(ValueError, match=r"`energy` to fit references.*`fit_references=False`"):
+        make_trainer(tmp_path).fit(make_module(energy_weight=0.0), data)

@@ -211,3 +211,18 @@ def test_random_states():
     expected = draw(), np.random.standard_normal()
     set_random_state(state)
     assert (draw(), np.random.standard_normal()) == expected
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_runs_without_validation_are_kept(tmp_path, every):
+    frames = small_runs.Frames(12)
+    data = small_runs.GraphDataModule(frames, batch_size=3)
+    trainer = small_runs.make_trainer(
+        tmp_path, max_steps=-1, max_epochs=2, check_val_every_n_epoch=every
+    )
+    module = small_runs.make_module()
+    trainer.fit(module, data)
+    checkpoint = torch.load(last(tmp_path), weights_only=True)
+    assert checkpoint["global_step"] == trainer.global_step == 8
+    batch = Batch.from_data_list(frames.frames)
+    assert torch.equal(load_model(last(tmp_path))(batch).energy, module.model.eval()(batch).energy)
