@@ -37,6 +37,13 @@ def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
     raise ValueError(f"`{name}` must have shape [{expected}], got {list(found)}")
 
 
+def check_positive(**sizes: int | float) -> None:
+    """Raises unless all are above zero."""
+    for name, size in sizes.items():
+        if not size > 0:
+            raise ValueError(f"`{name}` must be positive, got {size}")
+
+
 def check_floating(name: str, tensor: Tensor | None) -> None:
     """Raises unless ``tensor`` has a floating point dtype or is absent."""
     if tensor is not None and not tensor.is_floating_point():

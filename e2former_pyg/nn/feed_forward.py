@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..checks import check_dtype
+from ..checks import check_dtype, check_positive
 from ..functional.gated_linear import gated_linear
 from .linear import DegreeLinear, check_features
 
@@ -31,6 +31,7 @@ class GatedFeedForward(nn.Module):
     def __init__(self, channels: int, lmax: int, hidden_channels: int | None = None) -> None:
         super().__init__()
         hidden_channels = channels if hidden_channels is None else hidden_channels
+        check_positive(channels=channels, hidden_channels=hidden_channels)
         self.channels = channels
         self.lmax = lmax
         self.hidden_channels = hidden_channels

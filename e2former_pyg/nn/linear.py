@@ -7,7 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_dtype, check_floating, check_shape
+from ..checks import check_dtype, check_floating, check_positive, check_shape
 from ..functional import Coupling
 from ..functional.degree_linear import (
     degree_linear,
@@ -79,6 +79,7 @@ class DegreeLinear(nn.Module):
         lmax_in: int | None = None,
     ) -> None:
         super().__init__()
+        check_positive(in_channels=in_channels, out_channels=out_channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.lmax = lmax

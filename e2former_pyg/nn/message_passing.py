@@ -12,7 +12,14 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import Adj
 from torch_geometric.utils import is_sparse, to_edge_index
 
-from ..checks import check_dtype, check_finite, check_floating, check_shape, check_tensor
+from ..checks import (
+    check_dtype,
+    check_finite,
+    check_floating,
+    check_positive,
+    check_shape,
+    check_tensor,
+)
 from ..functional.inputs import PairTensor, as_pair, check_algorithm
 from ..functional.paths import as_orders, coupling
 from ..functional.torch_backend import Spec
@@ -83,6 +90,13 @@ class EquivariantMessagePassing(MessagePassing):
             raise ValueError(f"`decomposed_layers` must be 1, got {kwargs['decomposed_layers']}")
         super().__init__(node_dim=0, **kwargs)
         check_algorithm(algorithm, backend)
+        if not isinstance(in_channels, int) and len(in_channels) != 2:
+            raise ValueError(
+                f"`in_channels` must be a number or those of sources and targets, got {in_channels}"
+            )
+        for channels in (in_channels,) if isinstance(in_channels, int) else in_channels:
+            check_positive(in_channels=channels)
+        check_positive(out_channels=out_channels)
 
         self.in_channels = in_channels
         self.out_channels = out_channels

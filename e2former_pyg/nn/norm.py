@@ -7,6 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_positive
 from ..functional.node_norm import normalize, normalize_with_input
 from ..so3 import degree_index
 from .linear import check_features
@@ -37,6 +38,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, channels: int, lmax: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
+        check_positive(channels=channels)
         self.channels = channels
         self.lmax = lmax
         self.eps = eps

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_geometric import EdgeIndex
 
-from e2former_pyg.nn import E2FormerAttention, E2FormerConv
+from e2former_pyg.nn import DegreeLinear, E2FormerAttention, E2FormerConv, GatedFeedForward, RMSNorm
 
 BAD_OPTIONS = {
     "flow": ({"flow": "target_to_source"}, ValueError, "`flow`.*target_to_source"),
@@ -26,6 +26,11 @@ BAD_OPTIONS = {
     "negative groups": ({"groups": -4}, ValueError, "`(groups|heads)`.*-4"),
     "groups": ({"groups": 3}, ValueError, "`(groups|heads)`.*8.*3"),
     "no groups": ({"groups": 0}, ValueError, "`(groups|heads)`.*0"),
+    "lazy channels": ({"in_channels": -1}, ValueError, "`in_channels`.*-1"),
+    "no channels": ({"in_channels": 0}, ValueError, "`in_channels` must be positive, got 0"),
+    "no sources": ({"in_channels": (0, 8)}, ValueError, "`in_channels` must be positive, got 0"),
+    "three kinds": ({"in_channels": (8, 8, 8)}, ValueError, r"`in_channels`.*\(8, 8, 8\)"),
+    "no output": ({"out_channels": 0}, ValueError, "`out_channels` must be positive, got 0"),
     "unknown": ({"lmx": 2}, TypeError, "lmx"),
 }
 
@@ -45,6 +50,17 @@ def test_options_of_one_layer():
             E2FormerAttention(8, 8, 1, dropout=dropout)
     with pytest.raises(ValueError, match=r"`avg_num_neighbors`.*0\.0"):
         E2FormerConv(8, 8, 1, avg_num_neighbors=0.0)
+
+
+def test_sizes_of_parts():
+    for make in (
+        lambda: DegreeLinear(0, 4, 1),
+        lambda: GatedFeedForward(0, 1),
+        lambda: GatedFeedForward(8, 1, hidden_channels=-1),
+        lambda: RMSNorm(0, 1),
+    ):
+        with pytest.raises(ValueError, match=r"`.*channels` must be positive, got (0|-1)"):
+            make()
 
 
 def test_accepted_options_of_message_passing(kind, make_layer):
