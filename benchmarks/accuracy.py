@@ -77,6 +77,7 @@ def run(row: str, name: str, seed: int, args: argparse.Namespace) -> None:
         "batch_size": settings.batch_size,
         "optimizer": settings.optimizer,
         "lr": settings.lr,
+        "weight_decay": settings.weight_decay,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "test": measure(row, trained, data.test),
         "train": measure(row, trained, data.train),
