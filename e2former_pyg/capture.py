@@ -14,8 +14,9 @@ from .cuda_graphs import Captured
 from .graph import CSRNeighborhood, as_cell
 from .graph.padded import PaddedNeighborhood
 from .models import E2FormerPotential, PotentialOutput
+from .models.fixed_elements import radial_networks
 from .models.graphs import GraphInput, from_data, sorted_edges
-from .models.inference import can_capture, radial_networks
+from .models.inference import can_capture
 from .tracing import check_differentiates, copied_like
 
 __all__ = ["CapturedGradients"]

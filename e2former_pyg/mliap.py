@@ -19,7 +19,7 @@ from .functional.inputs import PairTensor
 from .ghost_exchange import GhostExchange, wait
 from .graph.radius_graph import COINCIDENT
 from .models import E2Former, E2FormerPotential
-from .models.inference import fix_elements, radial_networks
+from .models.fixed_elements import fix_elements, radial_networks
 from .running import SYMBOLS, atomic_numbers, check_elements, check_label, prepare
 
 __all__ = ["E2FormerMLIAP"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
@@ -16,8 +16,8 @@ from ..functional.backends import takes_triton
 from ..graph import CSRNeighborhood, as_cell
 from ..graph.padded import PaddedNeighborhood, is_within
 from ..nn.message_passing import EquivariantMessagePassing
-from ..radial import MAX_ATOMIC_NUMBER, RadialNetwork, RadialSplines
 from .e2former import E2Former
+from .fixed_elements import fix_elements, radial_networks
 from .graphs import GraphInput, as_input, check_atoms, sorted_edges
 from .potential import E2FormerPotential, PotentialOutput
 from .traced import RepeatedEvaluation
@@ -168,12 +168,6 @@ class InferencePotential:
         return f"{self.__class__.__name__}({self.potential})"
 
 
-def radial_networks(model: nn.Module) -> dict[EquivariantMessagePassing, RadialNetwork]:
-    """The radial networks of the layers."""
-    layers = (m for m in model.modules() if isinstance(m, EquivariantMessagePassing))
-    return {layer: layer.radial for layer in layers}
-
-
 def can_capture(
     potential: E2FormerPotential, layers: Iterable[EquivariantMessagePassing], pos: Tensor
 ) -> bool:
@@ -212,43 +206,8 @@ def _are_many_long(inside: Tensor, num_edges: int) -> bool:
     return bool(inside < (1 - _MANY_LONG_EDGES) * num_edges)
 
 
-def fix_elements(
-    networks: dict[EquivariantMessagePassing, RadialNetwork],
-    elements: Sequence[int],
-    device: torch.device,
-) -> None:
-    """Replaces the networks of layers by what they give for some elements."""
-    for network in networks.values():
-        network.check_elements(elements)
-    for layer, network in networks.items():
-        fixed = _FixedRadial(network, torch.tensor(elements, device=device))
-        layer.radial = fixed  # type: ignore[assignment]
-
-
 def _autocast_dtype() -> torch.dtype | None:
     return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-
-
-class _FixedRadial(nn.Module):
-    """What a radial network gives for some elements."""
-
-    coefficients: Tensor
-    types: Tensor
-
-    def __init__(self, network: RadialNetwork, elements: Tensor) -> None:
-        super().__init__()
-        splines = network(elements, elements)
-        self.num_radial = network.num_radial
-        self.cutoff = network.cutoff
-        types = elements.new_zeros(MAX_ATOMIC_NUMBER + 1)
-        types[elements] = splines.target_type
-        self.register_buffer("coefficients", splines.coefficients)
-        self.register_buffer("types", types)
-
-    def forward(self, z_target: Tensor, z_source: Tensor) -> RadialSplines:
-        target = self.types[z_target]
-        source = target if z_source is z_target else self.types[z_source]
-        return RadialSplines(self.coefficients, target, source, self.cutoff)
 
 
 class _Remembered:

@@ -24,7 +24,7 @@ from mliap_stand_in import (
 from e2former_pyg import E2FormerPotential
 from e2former_pyg.ghost_exchange import GhostExchange
 from e2former_pyg.mliap import E2FormerMLIAP
-from e2former_pyg.models.inference import radial_networks
+from e2former_pyg.models.fixed_elements import radial_networks
 
 ELEMENTS = ["O", "H", "C"]  # in another order than that of atomic numbers
 GRIDS = [(1, 1, 1), (2, 1, 1), (1, 3, 1)]
