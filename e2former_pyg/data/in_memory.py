@@ -15,7 +15,7 @@ from torch_geometric.data import Data, InMemoryDataset
 
 from .cache import cached, processed_name
 from .parts import Conversion, remove_parts
-from .record import check_same_fields, damaged, make_data
+from .record import OtherFieldsError, check_same_fields, damaged, make_data
 
 Record = tuple[int, Mapping[str, Any] | ValueError]
 """The index of a record in its file, and its arrays or what is wrong with it."""
@@ -79,7 +79,8 @@ class FileDataset(InMemoryDataset, ABC):
     def _build(self, processed: Path | None) -> dict[str, Any]:
         conversion = Conversion(processed)
         reason: ValueError | None = None
-        unlike = 0
+        # Of what an interrupted conversion has done, all but the skipped.
+        alike, unlike = conversion.next - conversion.num_skipped, 0
         for index, fields in self.read(conversion.next):
             try:
                 if isinstance(fields, ValueError):
@@ -87,15 +88,15 @@ class FileDataset(InMemoryDataset, ABC):
                 data = make_data(fields, self.dtype)
                 if conversion.names is None:
                     conversion.names = frozenset(data.keys())
-                if frozenset(data.keys()) != conversion.names:
-                    unlike += 1
                 check_same_fields(data, conversion.names)
+                alike += 1
                 if self.pre_filter is None or self.pre_filter(data):
                     # Transforms look at more than we do: RadiusGraph finds coincident atoms.
                     if self.pre_transform is not None:
                         data = transformed(self.pre_transform, data)
                     conversion.graphs.append(data)
             except ValueError as error:
+                unlike += isinstance(error, OtherFieldsError)
                 reason = damaged(self.path, index, error)
                 if not self.skip_damaged:
                     raise reason from error
@@ -104,7 +105,7 @@ class FileDataset(InMemoryDataset, ABC):
         if not conversion.graphs:
             found = f"no record to use, {conversion.num_skipped} are damaged"
             raise damaged(self.path, None, found) from reason
-        if unlike > len(conversion.graphs):
+        if unlike > alike:
             # The first record is the odd one out, and what is damaged are not the others.
             names = sorted(conversion.names or ())
             found = f"{unlike} records have other fields than the first, which has {names}"

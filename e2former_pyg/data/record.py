@@ -21,6 +21,10 @@ class DamagedDataError(ValueError):
     """Raised where a file or one of its records cannot be used."""
 
 
+class OtherFieldsError(ValueError):
+    """Raised where a record has not the fields of those before it."""
+
+
 def damaged(path: Path, index: int | None, reason: object) -> DamagedDataError:
     """The error for record ``index`` of a file, or for the file as a whole."""
     place = f"'{path}'" if index is None else f"'{path}', record {index}"
@@ -63,7 +67,7 @@ def check_same_fields(data: Data, names: frozenset[str]) -> None:
     found = frozenset(data.keys())
     for verb, others in (("lacks", names - found), ("also has", found - names)):
         if others:
-            raise ValueError(f"it {verb} {sorted(others)}, unlike the records before it")
+            raise OtherFieldsError(f"it {verb} {sorted(others)}, unlike the records before it")
 
 
 def label_names(labels: Sequence[str]) -> tuple[str, ...]:

@@ -222,3 +222,11 @@ def test_a_first_frame_unlike_the_others_is_no_measure(write):
     path = write(without + 3 * MOLECULE)
     with pytest.raises(DamagedDataError, match="3 records have other fields than the first"):
         ASEDataset(path, skip_damaged=True)
+
+
+def test_frames_that_a_filter_leaves_out_are_no_damage(write):
+    without = MOLECULE.replace("energy=-2079", "other=-2079")
+    path = write(4 * MOLECULE + 2 * without + MOLECULE.replace("-2079", "-2080"))
+    with pytest.warns(UserWarning, match="2 damaged records are skipped"):
+        dataset = ASEDataset(path, skip_damaged=True, pre_filter=lambda data: data.energy < -2080)
+    assert len(dataset) == 1
